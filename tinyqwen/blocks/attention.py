@@ -1,0 +1,168 @@
+"""Grouped-query attention: every token looks back and takes from earlier tokens what it needs.
+
+    scores[t, s] = q[t] . k[s] / sqrt(K)           for each query head, against the key of its KV head
+    weights[t]   = softmax over the visible s of scores[t]
+    out[t]       = sum over s of weights[t, s] * v[s]
+
+Grouped-query: H query heads share G < H key/value heads, R = H / G query heads to each (14 to 2 in the 0.5B), so the
+cache is R times smaller. Query head h uses KV head h // R: consecutive query heads share. With G = H this is the
+multi-head attention of the original paper.
+
+Causal: query t of T is token S - T + t of its sequence, and sees the keys 0 .. S - T + t. The corner is lower-right,
+because the T tokens of this call are the *last* of the S that are visible. With a window W, it sees the last W of them.
+
+Qwen2 adds biases to q, k and v (Llama does not), which helps it extrapolate to longer texts. Scores and softmax are
+float32: Qwen2's keys are large enough to overflow float16.
+
+Source: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023 (GQA); transformers, Qwen2Attention.
+"""
+
+from backends.interface import Cost, nbytes, operation, shape_only
+from tinyqwen.blocks.linear import linear
+from tinyqwen.blocks.rope import rope
+from tinyqwen.kv_cache import update_cache
+
+
+@operation
+def self_attention(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+    """Project to queries, keys and values; turn by position; remember; attend; project back."""
+    T = x_TD.shape[0]
+    H, G, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    q_THK = project(backend, x_TD, weights.q_proj).reshape(T, H, K)
+    k_TGK = project(backend, x_TD, weights.k_proj).reshape(T, G, K)
+    v_TGK = project(backend, x_TD, weights.v_proj).reshape(T, G, K)
+
+    q_THK = rope(backend, q_THK, cos_TKh, sin_TKh)
+    k_TGK = rope(backend, k_TGK, cos_TKh, sin_TKh)
+
+    keys, values = update_cache(backend, k_TGK, v_TGK, spans=step.spans, layer=layer)
+    out_THK = attention(backend, q_THK, keys, values, spans=step.spans, window=config.window(layer))
+    return linear(backend, out_THK.reshape(T, H * K), weights.o_proj.weight)
+
+
+def project(backend, x_TD, weights):
+    return linear(backend, x_TD, weights.weight, getattr(weights, "bias", None))
+
+
+@operation
+def attention(backend, q_THK, keys, values, *, spans, window=None):
+    """Attend within each sequence; sequences never see each other.
+
+    q_THK          the queries of all sequences, end to end
+    keys, values   per sequence its k_GSK and v_GSK: all that it has cached, this call's included
+    spans          per sequence the rows of q_THK that are its own
+    window         how many keys a query sees, itself included; None for all
+    """
+    out_THK = backend.xp.empty_like(q_THK)
+    for span, k_GSK, v_GSK in zip(spans, keys, values, strict=True):
+        q_tHK = q_THK[span.start : span.stop]
+        out_THK[span.start : span.stop] = attend(backend, q_tHK, k_GSK, v_GSK, window=window)
+    return out_THK
+
+
+@attention.cost
+def _(q_THK, keys, values, *, spans, window=None):
+    T, H, K = q_THK.shape
+    pairs = sum(visible_pairs(span.stop - span.start, k_GSK.shape[1], window) for span, k_GSK in zip(spans, keys))
+    flops = pairs * H * (2 * K + 5 + 2 * K)  # q.k, softmax (scale, max, subtract, exp, sum), weights.v
+    return Cost(shape_only((T, H, K), q_THK.dtype), flops, read=nbytes(q_THK, keys, values), written=q_THK.nbytes)
+
+
+def visible_pairs(T, S, window):
+    """How many (query, key) pairs a causal mask leaves.
+
+    >>> visible_pairs(3, 3, None), visible_pairs(1, 10, None), visible_pairs(3, 10, 2)
+    (6, 10, 6)
+    """
+    reach = S if window is None else window
+    return sum(min(S - T + t + 1, reach) for t in range(T))
+
+
+def attend(backend, q_THK, k_GSK, v_GSK, *, window=None):
+    """One sequence's attention, step by step. The last T of the S keys belong to the T queries themselves.
+
+    >>> import numpy as np; from backends import get
+    >>> q_THK = np.float32([[[0.0, 0.0]]])                           # a query that likes all keys alike ...
+    >>> k_GSK, v_GSK = np.float32([[[1, 0], [0, 1]]]), np.float32([[[2, 0], [4, 8]]])
+    >>> attend(get("numpy"), q_THK, k_GSK, v_GSK)                    # ... gets the mean of the values
+    array([[[3., 4.]]], dtype=float32)
+    """
+    T, H, K = q_THK.shape
+    G = k_GSK.shape[0]
+    R = H // G
+    # One matrix product per KV head serves its R query heads: K and V are read once, not R times.
+    q_GRTK = q_THK.reshape(T, G, R, K).transpose(1, 2, 0, 3)
+    scores_GRTS = attention_scores(backend, q_GRTK, k_GSK, window=window)
+    weights_GRTS = softmax(backend, scores_GRTS)
+    out_GRTK = attention_mix(backend, weights_GRTS, v_GSK)
+    return out_GRTK.transpose(2, 0, 1, 3).reshape(T, H, K)
+
+
+@operation
+def attention_scores(backend, q_GRTK, k_GSK, *, window=None):
+    """How much each query wants each key: q . k / sqrt(K), and minus infinity where the key is not visible."""
+    xp = backend.xp
+    G, R, T, K = q_GRTK.shape
+    S = k_GSK.shape[1]
+    q_GNK = (q_GRTK * K**-0.5).reshape(G, R * T, K)  # scaling q is cheaper than scaling the scores
+    scores_GRTS = (q_GNK @ k_GSK.swapaxes(1, 2)).reshape(G, R, T, S)
+    if T == 1 and (window is None or window >= S):
+        return scores_GRTS  # decode: the newest token sees everything, no mask
+    return xp.where(visible(xp, T, S, window), scores_GRTS, xp.asarray(-xp.inf, scores_GRTS.dtype))
+
+
+def visible(xp, T, S, window=None):
+    """Which keys each query sees, as a T x S table of true and false.
+
+    >>> import numpy as np
+    >>> visible(np, 2, 4, window=2).astype(int)
+    array([[0, 1, 1, 0],
+           [0, 0, 1, 1]])
+    """
+    query_T1 = xp.arange(S - T, S)[:, None]
+    key_S = xp.arange(S)
+    causal_TS = key_S <= query_T1
+    return causal_TS if window is None else causal_TS & (key_S > query_T1 - window)
+
+
+@attention_scores.cost
+def _(q_GRTK, k_GSK, *, window=None):
+    (G, R, T, K), S = q_GRTK.shape, k_GSK.shape[1]
+    out_GRTS = shape_only((G, R, T, S), q_GRTK.dtype)
+    return Cost(out_GRTS, 2 * out_GRTS.size * K, read=nbytes(q_GRTK, k_GSK), written=out_GRTS.nbytes)
+
+
+@operation
+def softmax(backend, scores):
+    """Scores to weights that are positive and sum to one along the last axis: exp(score) / sum of exp.
+
+    Subtracting the largest score first changes nothing in the quotient and keeps exp from overflowing.
+
+    >>> import numpy as np; from backends import get
+    >>> softmax(get("numpy"), np.float32([1000, 1000, -np.inf]))
+    array([0.5, 0.5, 0. ], dtype=float32)
+    """
+    weights = scores - scores.max(axis=-1, keepdims=True)
+    backend.xp.exp(weights, out=weights)  # in place: at a long prompt this array is the largest of all
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+@softmax.cost
+def _(scores):
+    return Cost(shape_only(scores.shape, scores.dtype), 5 * scores.size, read=scores.nbytes, written=scores.nbytes)
+
+
+@operation
+def attention_mix(backend, weights_GRTS, v_GSK):
+    """The weighted mean of the values."""
+    G, R, T, S = weights_GRTS.shape
+    return (weights_GRTS.reshape(G, R * T, S) @ v_GSK).reshape(G, R, T, -1)
+
+
+@attention_mix.cost
+def _(weights_GRTS, v_GSK):
+    (G, R, T, S), K = weights_GRTS.shape, v_GSK.shape[2]
+    out_GRTK = shape_only((G, R, T, K), weights_GRTS.dtype)
+    return Cost(out_GRTK, 2 * G * R * T * S * K, read=nbytes(weights_GRTS, v_GSK), written=out_GRTK.nbytes)

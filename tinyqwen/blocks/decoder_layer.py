@@ -1,0 +1,34 @@
+"""One layer: attention moves information between tokens, the feed-forward part works on each token alone.
+
+    x = x + attention( norm(x) )
+    x = x + feed_forward( norm(x) )
+
+The residual stream x passes every layer unhindered; each part reads a normalised copy and adds what it found.
+Qwen2 is pre-norm: the norm stands before each part, never on the stream itself.
+
+Source: transformers, Qwen2DecoderLayer and Qwen2MoeDecoderLayer.
+"""
+
+from backends.interface import operation
+from tinyqwen.blocks.attention import self_attention
+from tinyqwen.blocks.linear import add
+from tinyqwen.blocks.moe import sparse_moe
+from tinyqwen.blocks.rms_norm import rms_norm
+from tinyqwen.blocks.swiglu import feed_forward
+
+
+@operation
+def decoder_layer(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+    """The residual stream after one more layer."""
+    eps = config.rms_norm_eps
+
+    h_TD = rms_norm(backend, x_TD, weights.input_layernorm.weight, eps=eps)
+    h_TD = self_attention(backend, h_TD, weights.self_attn, cos_TKh, sin_TKh, config=config, step=step, layer=layer)
+    x_TD = add(backend, x_TD, h_TD)
+
+    h_TD = rms_norm(backend, x_TD, weights.post_attention_layernorm.weight, eps=eps)
+    if config.is_sparse(layer):
+        h_TD = sparse_moe(backend, h_TD, weights.mlp, config=config)
+    else:
+        h_TD = feed_forward(backend, h_TD, weights.mlp)
+    return add(backend, x_TD, h_TD)

@@ -1,0 +1,33 @@
+"""Embedding: a token is looked up, not computed.
+
+    x[t] = table[id[t]]
+
+Qwen2 does not scale the embedding. In the small models (0.5B, 1.5B, 2.5-3B) the same table is the output head.
+The table has more rows than the tokenizer has tokens: the rest is padding for distributed training.
+
+Source: transformers, models/qwen2/modeling_qwen2.py, Qwen2Model.embed_tokens.
+"""
+
+from backends.interface import Cost, operation, shape_only
+
+
+@operation
+def take_rows(backend, table_ND, row_T):
+    """The rows of a table, in the backend's floating point type: embedding, and the rows whose logits are wanted.
+
+    table_ND   N rows of D values; the embedding table has N = vocab_size
+    row_T      which rows, whole numbers in [0, N)
+
+    >>> import numpy as np; from backends import get
+    >>> take_rows(get("numpy"), np.float32([[0, 1], [10, 11], [20, 21]]), np.array([2, 0]))
+    array([[20., 21.],
+           [ 0.,  1.]], dtype=float32)
+    """
+    return table_ND[row_T].astype(backend.dtype, copy=False)
+
+
+@take_rows.cost
+def _(table_ND, row_T):
+    (T,), D = row_T.shape, table_ND.shape[1]
+    out_TD = shape_only((T, D))
+    return Cost(out_TD, flops=0, read=row_T.nbytes + T * D * table_ND.itemsize, written=out_TD.nbytes)

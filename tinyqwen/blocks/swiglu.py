@@ -1,0 +1,40 @@
+"""The feed-forward part: SwiGLU.
+
+    out = down( silu(gate(x)) * up(x) )        silu(z) = z * sigmoid(z) = z / (1 + exp(-z))
+
+Two thirds of a dense layer's parameters are here. `gate` decides, smoothly and per channel, how much of `up` passes;
+a plain ReLU network has no such second opinion. Qwen2 uses no biases here.
+
+Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6; transformers, Qwen2MLP.
+"""
+
+from backends.interface import Cost, nbytes, operation, shape_only
+from tinyqwen.blocks.linear import linear
+
+
+@operation
+def swiglu(backend, gate_TF, up_TF):
+    """silu(gate) * up, element by element.
+
+    >>> import numpy as np; from backends import get
+    >>> swiglu(get("numpy"), np.float32([[-1000, 0, 1, 50]]), np.float32([[2, 2, 2, 2]])).round(4)
+    array([[ -0.    ,   0.    ,   1.4621, 100.    ]], dtype=float32)
+    """
+    xp = backend.xp
+    # exp overflows float32 beyond 88; z / (1 + exp(88)) is already 0 for every purpose
+    exp_TF = xp.exp(xp.minimum(-gate_TF, 88))
+    return gate_TF / (1 + exp_TF) * up_TF
+
+
+@swiglu.cost
+def _(gate_TF, up_TF):
+    out_TF = shape_only(gate_TF.shape, gate_TF.dtype)
+    return Cost(out_TF, flops=5 * gate_TF.size, read=nbytes(gate_TF, up_TF), written=out_TF.nbytes)
+
+
+@operation
+def feed_forward(backend, x_TD, weights):
+    """down(silu(gate(x)) * up(x)): the dense feed-forward part, and each expert's body."""
+    gate_TF = linear(backend, x_TD, weights.gate_proj.weight)
+    up_TF = linear(backend, x_TD, weights.up_proj.weight)
+    return linear(backend, swiglu(backend, gate_TF, up_TF), weights.down_proj.weight)

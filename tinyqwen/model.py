@@ -1,0 +1,49 @@
+"""The whole model: embed, layers, norm, logits.
+
+    token ids --take_rows--> x --decoder_layer, L times--> x --rms_norm--> x --linear--> logits
+
+Everything a Qwen2 model does between token ids and logits passes through this one function, on every backend, for
+prefill, decode, batches and training alike.
+
+Source: transformers, Qwen2Model and Qwen2ForCausalLM.
+"""
+
+from tinyqwen.blocks.decoder_layer import decoder_layer
+from tinyqwen.blocks.embedding import take_rows
+from tinyqwen.blocks.linear import linear
+from tinyqwen.blocks.rms_norm import rms_norm
+from tinyqwen.blocks.rope import rope_tables
+
+
+def forward(backend, config, weights, step):
+    """The logits of the rows that the step asks for: how likely each token of the vocabulary is to come next.
+
+    backend   where and how operations run, see `backends.interface`
+    config    `tinyqwen.config.Config`
+    weights   the tree of `tinyqwen.weights.tree`
+    step      the tokens, see `tinyqwen.step`
+
+    Returns logits_NV, in the backend's floating point type. The sequences' caches have grown by their tokens.
+
+    >>> from backends import get; from tinyqwen.config import Config; from tinyqwen.step import make_step
+    >>> from tinyqwen.weights import random_weights, tree
+    >>> config = Config(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
+    >>> forward(get("numpy"), config, tree(random_weights(config)), make_step([([1, 2, 3], None)])).shape
+    (1, 30)
+    """
+    x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
+    cos_TKh, sin_TKh = rope_tables(backend, step.position_T, head_dim=config.head_dim, theta=config.rope_theta)
+
+    for layer in range(config.num_hidden_layers):
+        x_TD = decoder_layer(
+            backend, x_TD, weights.layers[layer], cos_TKh, sin_TKh, config=config, step=step, layer=layer
+        )
+
+    x_ND = take_rows(backend, x_TD, step.row_N)  # a prompt of T tokens needs one row of logits, not T
+    x_ND = rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)
+    logits_NV = linear(backend, x_ND, weights.lm_head.weight)
+
+    for span in step.spans:  # the only place where a cache moves on: an interrupted step has not happened
+        if span.cache is not None:
+            span.cache.length += span.stop - span.start
+    return logits_NV
