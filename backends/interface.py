@@ -81,6 +81,7 @@ operation = Operation
 class Backend:
     """Where arrays live and which bodies run.
 
+    name     as on the command line
     xp       the array module: numpy or cupy
     dtype    the floating point type of activations; float32, or float64 to tell noise from a bug
     bodies   faster bodies by operation name, each with its definition's signature
@@ -89,6 +90,8 @@ class Backend:
     >>> double(Backend(np), np.float32(21))
     np.float32(42.0)
     """
+
+    name = "numpy"
 
     def __init__(self, xp: ModuleType = np, bodies: Mapping[str, Callable] | None = None, dtype=np.float32):
         self.xp = xp
@@ -123,7 +126,7 @@ class Wrapper(Backend):
     """
 
     def __init__(self, inner: Backend):
-        self.inner = inner
+        self.inner, self.name = inner, inner.name
         self.xp, self.bodies, self.dtype = inner.xp, inner.bodies, inner.dtype
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):

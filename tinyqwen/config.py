@@ -190,9 +190,13 @@ USED = {
     "router_aux_loss_coef": real(0.0, 1e6),
 }
 REQUIRED = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "vocab_size",
 )  # fmt: skip
 MOE_REQUIRED = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+MOE_ONLY = (
+    *MOE_REQUIRED, "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "router_aux_loss_coef", "qkv_bias",
+)  # fmt: skip
 
 # Keys with one supported value: anything else changes the mathematics.
 FIXED = {
@@ -261,6 +265,8 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
     complaints = complaints_by_field(raw, ignore) or complaints_across_fields(raw)
     if complaints:
         raise ModelFilesError("; ".join(complaints))
+    if raw["model_type"] == "qwen2":  # keys of a sparse model say nothing about a dense one
+        raw = {key: value for key, value in raw.items() if key not in MOE_ONLY}
 
     sliding = raw.get("use_sliding_window", False)
     eos = raw.get("eos_token_id")
@@ -383,8 +389,7 @@ def to_json(config: Config) -> str:
     raw = dataclasses.asdict(config)
     sparse = config.num_experts > 0
     if not sparse:
-        for key in (*MOE_REQUIRED, "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "router_aux_loss_coef",
-                    "qkv_bias"):  # fmt: skip
+        for key in MOE_ONLY:
             raw.pop(key)
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]
     raw["hidden_act"] = "silu"

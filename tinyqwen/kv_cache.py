@@ -45,10 +45,10 @@ class KVCache:
             capacity *= 2
         pair, G, K = self._shape
         for layer, old_2GSK in enumerate(self.layers):
-            new_2GSK = self.backend.empty((pair, G, capacity, K))
+            new_2GNK = self.backend.empty((pair, G, capacity, K))  # N: room for tokens, used or not
             if self.length:
-                new_2GSK[:, :, : self.length] = old_2GSK[:, :, : self.length]
-            self.layers[layer] = new_2GSK
+                new_2GNK[:, :, : self.length] = old_2GSK[:, :, : self.length]
+            self.layers[layer] = new_2GNK
         self.capacity = capacity
 
 

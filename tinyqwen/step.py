@@ -42,13 +42,26 @@ class Step:
     row_N: np.ndarray
 
 
-def make_step(parts: Sequence[tuple[Sequence[int], KVCache | None]], all_logits: bool = False) -> Step:
+def make_step(
+    parts: Sequence[tuple[Sequence[int], KVCache | None]],
+    *,
+    all_logits: bool = False,
+    unfinished: Sequence[bool] | None = None,
+) -> Step:
     """The step that feeds each cache its next tokens and asks for the logits of each sequence's last one (or of all).
+
+    parts        per sequence the ids that come next, and its cache
+    unfinished   per sequence whether more of its prompt is to come, so that nobody needs its logits yet
+
+    Errors: ValueError for a sequence without ids, and for one cache given twice: both would be silently wrong.
 
     >>> step = make_step([([7, 8, 9], None), ([5], None)])
     >>> step.token_T, step.position_T, step.row_N
     (array([7, 8, 9, 5]), array([0, 1, 2, 0]), array([2, 3]))
     """
+    caches = [id(cache) for _, cache in parts if cache is not None]
+    if len(set(caches)) < len(caches) or not all(ids for ids, _ in parts):
+        raise ValueError("each sequence of a step needs at least one id, and a cache of its own")
     spans, tokens, positions = [], [], []
     for ids, cache in parts:
         past = cache.length if cache is not None else 0
@@ -57,5 +70,6 @@ def make_step(parts: Sequence[tuple[Sequence[int], KVCache | None]], all_logits:
         spans.append(Span(len(tokens), len(tokens) + len(ids), cache))
         tokens.extend(ids)
         positions.extend(range(past, past + len(ids)))
-    row_N = np.arange(len(tokens)) if all_logits else np.array([span.stop - 1 for span in spans], int)
+    asked = [span.stop - 1 for n, span in enumerate(spans) if not (unfinished and unfinished[n])]
+    row_N = np.arange(len(tokens)) if all_logits else np.array(asked, int)
     return Step(np.array(tokens, int), np.array(positions, int), tuple(spans), row_N)

@@ -75,8 +75,10 @@ def visible_pairs(T, S, window):
     >>> visible_pairs(3, 3, None), visible_pairs(1, 10, None), visible_pairs(3, 10, 2)
     (6, 10, 6)
     """
-    reach = S if window is None else window
-    return sum(min(S - T + t + 1, reach) for t in range(T))
+    first, last = S - T + 1, S  # keys that the first and the last query could see without a window
+    reach = min(window or last, last)
+    growing = max(0, reach - first)  # queries that see one key more than the one before, until the window is full
+    return growing * (first + reach - 1) // 2 + (T - growing) * reach
 
 
 def attend(backend, q_THK, k_GSK, v_GSK, *, window=None):

@@ -23,7 +23,7 @@ def take_rows(backend, table_ND, row_T):
     array([[20., 21.],
            [ 0.,  1.]], dtype=float32)
     """
-    return table_ND[row_T].astype(backend.dtype, copy=False)
+    return table_ND[backend.xp.asarray(row_T)].astype(backend.dtype, copy=False)
 
 
 @take_rows.cost

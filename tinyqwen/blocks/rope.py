@@ -34,7 +34,7 @@ def rope_tables(backend, position_T, *, head_dim, theta):
     xp, dtype = backend.xp, backend.dtype
     exponent_Kh = xp.arange(0, head_dim, 2).astype(dtype) / head_dim
     frequency_Kh = 1 / xp.power(dtype.type(theta), exponent_Kh)
-    angle_TKh = position_T.astype(dtype)[:, None] * frequency_Kh
+    angle_TKh = xp.asarray(position_T).astype(dtype)[:, None] * frequency_Kh
     return xp.cos(angle_TKh), xp.sin(angle_TKh)
 
 

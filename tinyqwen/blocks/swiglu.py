@@ -21,7 +21,7 @@ def swiglu(backend, gate_TF, up_TF):
     array([[ -0.    ,   0.    ,   1.4621, 100.    ]], dtype=float32)
     """
     xp = backend.xp
-    # exp overflows float32 beyond 88; z / (1 + exp(88)) is already 0 for every purpose
+    # exp overflows float32 beyond 88; z / (1 + exp(88)) is already 0 beside any other number (while z > -1e30)
     exp_TF = xp.exp(xp.minimum(-gate_TF, 88))
     return gate_TF / (1 + exp_TF) * up_TF
 

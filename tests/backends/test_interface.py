@@ -1,0 +1,410 @@
+"""The one door: unchanged blocks run counted, on shapes alone, under gradients, and with replaced bodies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import tinyqwen.kv_cache
+from backends import Backend, Cost, Operation, Wrapper, get, nbytes, operation, shape_only
+from tests.helpers import CONFIGS, Recording, assert_close, host, logits_of, moe_config, normal, small_weights, tokens
+from tinyqwen.blocks import attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.sizes import SIZES
+from tinyqwen.step import make_step
+from tinyqwen.weights import Node, count_parameters, fill, tensor_shapes, tree
+
+BLOCKS = (attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu, tinyqwen.kv_cache)
+OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
+
+
+def test_an_unknown_backend_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"'tpu' is not known; there is numpy"):
+        get("tpu")
+
+
+# ---- counting -----------------------------------------------------------------------------------------------------
+
+
+class Counting(Wrapper):
+    """Counts operations, those inside others included."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.count = 0
+
+    def run(self, operation, arrays, settings, door=None):
+        self.count += 1
+        return super().run(operation, arrays, settings, door)
+
+
+def run_both_phases(backend, config):
+    """A prefill of two sequences, then a decode step of both."""
+    weights = small_weights(config, backend)
+    caches = [KVCache(backend, config), KVCache(backend, config)]
+    forward(backend, config, weights, make_step([(tokens(config, 5), caches[0]), (tokens(config, 8), caches[1])]))
+    return forward(backend, config, weights, make_step([([1], caches[0]), ([2], caches[1])]))
+
+
+def test_nested_operations_pass_through_the_door(backend):
+    """A watcher sees the whole tree, down to the softmax inside attention inside self_attention inside a layer."""
+    config = moe_config()
+    watching = Recording(backend)
+    run_both_phases(watching, config)
+    names = [name for name, _ in watching.seen]
+    assert names.count("decoder_layer") == names.count("self_attention") == 2 * config.num_hidden_layers
+    assert names.count("sparse_moe") == names.count("route") == 2  # a sparse layer in two steps
+    if not backend.bodies:  # a replaced attention need not open up
+        per_sequence = 2 * 2 * config.num_hidden_layers  # steps, sequences, layers
+        assert names.count("attention_scores") == names.count("attention_mix") == per_sequence
+        assert names.count("softmax") == per_sequence + names.count("route")
+        assert set(names) == set(OPERATIONS)
+
+
+def test_wrappers_stack_in_either_order(backend):
+    """Both see the same operations, nested ones included, whichever stands outside; and nothing else changes."""
+    config = CONFIGS["moe"]
+    plain_NV = run_both_phases(backend, config)
+
+    inner = Counting(backend)
+    outer = Recording(inner)
+    np.testing.assert_array_equal(run_both_phases(outer, config), plain_NV)
+
+    other_inner = Recording(backend)
+    other_outer = Counting(other_inner)
+    np.testing.assert_array_equal(run_both_phases(other_outer, config), plain_NV)
+
+    assert inner.count == other_outer.count == len(outer.seen) == len(other_inner.seen) > 100
+    assert [name for name, _ in outer.seen] == [name for name, _ in other_inner.seen]
+
+
+class Sealed:
+    """An array that can be viewed, and not computed with."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def reshape(self, *shape):
+        return Sealed(self.array.reshape(*shape))
+
+    def __getitem__(self, index):
+        return Sealed(self.array[index])
+
+
+def through(value, change):
+    return type(value)(through(item, change) for item in value) if isinstance(value, (tuple, list)) else change(value)
+
+
+class Sealing(Wrapper):
+    """Opens the arrays for operations that state their cost, and for nobody else."""
+
+    def run(self, operation, arrays, settings, door=None):
+        if operation.cost_of is None:
+            return super().run(operation, arrays, settings, door)
+        arrays = through(arrays, lambda value: value.array if isinstance(value, Sealed) else value)
+        return through(self.inner.run(operation, arrays, settings), Sealed)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_between_operations_there_are_only_views(backend, config):
+    """Arithmetic outside of operations would be missed by traces, plans and gradients. Here it is a TypeError."""
+    weights, step = small_weights(config, backend), make_step([(tokens(config, 5), None), (tokens(config, 3), None)])
+    sealed = forward(Sealing(backend), config, weights, step)
+    np.testing.assert_array_equal(host(sealed.array), host(forward(backend, config, weights, step)))
+
+
+# ---- replaced bodies ----------------------------------------------------------------------------------------------
+
+
+def test_a_replaced_body_is_used_wherever_the_operation_is_called():
+    config, calls = CONFIGS["moe"], []
+
+    def fast_swiglu(backend, gate_TF, up_TF):
+        calls.append(gate_TF.shape)
+        return gate_TF * up_TF / (1 + np.exp(-gate_TF))
+
+    fast = Backend(np, bodies={"swiglu": fast_swiglu})
+    plain = Backend(np)
+    ids, weights = tokens(config, 9), small_weights(config)
+    # 1e-5: the body rounds in another order, four layers deep
+    assert_close(logits_of(fast, config, weights, ids), logits_of(plain, config, weights, ids), 1e-5)
+    counted = Recording(plain)
+    logits_of(counted, config, weights, ids)
+    assert len(calls) == len(counted.outputs("swiglu")) > config.num_hidden_layers
+
+
+def test_a_composite_can_be_replaced_and_wrappers_then_see_one_operation():
+    config, weights = CONFIGS["dense"], small_weights(CONFIGS["dense"])
+
+    def fused_feed_forward(backend, x_TD, weights):
+        gate_TF, up_TF = x_TD @ weights.gate_proj.weight.T, x_TD @ weights.up_proj.weight.T
+        return (gate_TF / (1 + np.exp(-gate_TF)) * up_TF) @ weights.down_proj.weight.T
+
+    watching = Recording(Backend(np, bodies={"feed_forward": fused_feed_forward}))
+    ids = tokens(config, 9)
+    assert_close(logits_of(watching, config, weights, ids), logits_of(Backend(np), config, weights, ids), 1e-5)
+    assert len(watching.outputs("feed_forward")) == config.num_hidden_layers and not watching.outputs("swiglu")
+
+
+# ---- shapes alone -------------------------------------------------------------------------------------------------
+
+
+class ShapesOnly(Wrapper):
+    """Answers every operation that states its cost with that cost's shapes; opens the others."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.costs: list[tuple[str, tuple, Cost]] = []
+
+    def run(self, operation, arrays, settings, door=None):
+        if operation.cost_of is None:
+            return super().run(operation, arrays, settings, door)
+        cost = operation.cost_of(*arrays, **settings)
+        self.costs.append((operation.name, arrays, cost))
+        return cost.out
+
+    def empty(self, shape, dtype=None):
+        return shape_only(shape, dtype or self.dtype)
+
+    def flops(self, *names):
+        return sum(cost.flops for name, _, cost in self.costs if name in names)
+
+
+def plan(config, new, past=0, all_logits=False):
+    """A step of that many new tokens behind that many old ones, on shapes. Returns the wrapper, weights and logits."""
+    shapes = ShapesOnly(Backend(np))
+    tensors = fill(config, lambda name, shape: shape_only(shape))
+    cache = KVCache(shapes, config)
+    cache.reserve(past + new)
+    cache.length = past
+    step = make_step([([0] * new, cache)], all_logits=all_logits)
+    return shapes, tensors, forward(shapes, config, tree(tensors), step)
+
+
+class Checking(Wrapper):
+    """Runs every operation and compares the result's shapes and types with what its cost foretold."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.checked: set[str] = set()
+
+    def run(self, operation, arrays, settings, door=None):
+        cost = operation.cost_of and operation.cost_of(*arrays, **settings)
+        out = super().run(operation, arrays, settings, door)
+        if cost:
+            self.checked.add(operation.name)
+            assert outline(cost.out) == outline(out), operation.name
+            assert cost.written >= 0 and cost.read > 0 and cost.flops >= 0
+            assert all(isinstance(number, int) for number in cost[1:]), f"{operation.name}: {cost[1:]}"
+        return out
+
+
+def outline(value):
+    if isinstance(value, (tuple, list)):
+        return [outline(item) for item in value]
+    return value.shape, value.dtype
+
+
+def test_every_cost_foretells_shape_and_type_of_the_result(backend):
+    """Dense, tied, windowed and sparse; prefill, decode and several sequences; every operation that has a cost."""
+    checked = set()
+    for config in CONFIGS.values():
+        checking = Checking(backend)
+        run_both_phases(checking, config)
+        logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
+        checked |= checking.checked
+    assert checked == {name for name, each in OPERATIONS.items() if each.cost_of}
+    assert set(OPERATIONS) - checked == {"decoder_layer", "self_attention", "feed_forward", "sparse_moe"}
+
+
+class Outermost(Recording):
+    """Keeps the operations that a plan answers, and does not look inside them."""
+
+    def run(self, operation, arrays, settings, door=None):
+        if operation.cost_of is None:
+            return self.inner.run(operation, arrays, settings, door or self)
+        out = self.inner.run(operation, arrays, settings)  # without a door: what is inside stays unseen
+        self.seen.append((operation.name, out))
+        return out
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_whole_model_on_shapes_equals_a_real_run(backend, config):
+    """The same operations in the same order with the same shapes and types, the routed experts included."""
+    real, weights = Outermost(backend), small_weights(config, backend)
+    cache = KVCache(real, config)
+    logits_of(real, config, weights, tokens(config, 6), cache)
+    real.seen.clear()
+    logits_of(real, config, weights, tokens(config, 3), cache)
+    shapes, _, logits_NV = plan(config, new=3, past=6, all_logits=True)
+    assert [(name, outline(out)) for name, out in real.seen] == [
+        (name, outline(cost.out)) for name, _, cost in shapes.costs
+    ]
+    assert logits_NV.shape == (3, config.vocab_size)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_published_size_runs_on_shapes_alone(name):
+    """A prompt chunk behind 100,000 cached tokens: 72B and 57B-A14B included, in a few milliseconds and no memory."""
+    config = SIZES[name].config()
+    shapes, _, logits_NV = plan(config, new=64, past=100_000)
+    assert logits_NV.shape == (1, config.vocab_size)
+    assert {cost.out.dtype for _, _, cost in shapes.costs if isinstance(cost.out, np.ndarray)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_flops_equal_the_closed_form(name):
+    """Two per parameter and token, for every matrix that the token meets, biases one; the head for one row only."""
+    config, T = SIZES[name].config(), 64
+    shapes, _, _ = plan(config, T, past=1000)
+    A, D, M = config.num_experts_per_tok, config.hidden_size, config.moe_intermediate_size
+    L, V = config.num_hidden_layers, config.vocab_size
+    tensors = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
+    biases = sum(count for name, count in tensors.items() if name.endswith("bias"))
+    norms = sum(count for name, count in tensors.items() if "norm" in name)
+    counted = count_parameters(config)
+    tables = counted["total"] - counted["non_embedding"]
+    matrices = counted["active"] - tables - biases - norms
+    # The experts and the router state more than their matrices: swiglu and the weighted sum, and the softmax.
+    besides = T * L * (A * (5 * M + 2 * D) + 5 * config.num_experts)
+    assert shapes.flops("linear", "experts", "route") == 2 * T * matrices + T * biases + 2 * D * V + besides
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_decode_step_reads_every_weight_that_it_uses_once(name):
+    """Of the embedding table that is one row to look up, and all of it as the head where it is tied."""
+    config = SIZES[name].config()
+    shapes, tensors, _ = plan(config, new=1, past=1000)
+    ours = {id(tensor) for tensor in tensors.values()}
+    read = 0
+    for operation_name, arrays, cost in shapes.costs:
+        if operation_name == "experts" or any(id(array) in ours for array in arrays):
+            read += cost.read - sum(nbytes(a) for a in arrays if isinstance(a, np.ndarray) and id(a) not in ours)
+    active, table = 4 * count_parameters(config)["active"], 4 * config.vocab_size * config.hidden_size
+    row = 4 * config.hidden_size
+    assert read == active + row - (0 if config.tie_word_embeddings else table)
+
+
+def test_attention_reads_the_cache_once_and_grows_with_the_text():
+    config = SIZES["0.5B"].config()
+    for past in (1000, 100_000):
+        shapes, _, _ = plan(config, new=1, past=past)
+        read = sum(cost.read for name, _, cost in shapes.costs if name == "attention")
+        queries = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+        assert read == 4 * (past + 1) * config.kv_values_per_token + queries
+
+
+# ---- gradients ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Tracked:
+    """A value on the tape. Views are its only methods: arithmetic must go through the door."""
+
+    value: np.ndarray
+    parents: tuple = ()
+    pull: object = None  # d_out -> the gradient of each parent
+    gradient: np.ndarray | None = None
+
+    @property
+    def shape(self):
+        return self.value.shape
+
+    def reshape(self, *shape):
+        return Tracked(self.value.reshape(*shape), (self,), lambda d_out: [d_out.reshape(self.shape)])
+
+    def __getitem__(self, index):
+        def pull(d_out):
+            whole = np.zeros_like(self.value)
+            whole[index] = d_out
+            return [whole]
+
+        return Tracked(self.value[index], (self,), pull)
+
+
+def linear_gradient(d_out_TO, x_TI, weight_OI):
+    return d_out_TO @ weight_OI, d_out_TO.T @ x_TI
+
+
+def swiglu_gradient(d_out_TF, gate_TF, up_TF):
+    sigmoid_TF = 1 / (1 + np.exp(-gate_TF))
+    return d_out_TF * up_TF * sigmoid_TF * (1 + gate_TF * (1 - sigmoid_TF)), d_out_TF * gate_TF * sigmoid_TF
+
+
+class Tape(Wrapper):
+    """Remembers every operation whose gradient it knows; opens the others."""
+
+    gradients = {"linear": linear_gradient, "swiglu": swiglu_gradient}  # noqa: RUF012
+
+    def run(self, operation, arrays, settings, door=None):
+        if operation.name not in self.gradients:
+            return super().run(operation, arrays, settings, door)
+        values = [array.value for array in arrays]
+        out = super().run(operation, tuple(values), settings, door)
+        return Tracked(out, arrays, lambda d_out: self.gradients[operation.name](d_out, *values))
+
+    def backward(self, out, d_out):
+        order = []
+
+        def visit(node):
+            if node not in order:
+                for parent in node.parents:
+                    visit(parent)
+                order.append(node)
+
+        visit(out)
+        out.gradient = d_out
+        for node in reversed(order):
+            for parent, d_parent in zip(node.parents, node.pull(node.gradient) if node.pull else ()):
+                parent.gradient = d_parent if parent.gradient is None else parent.gradient + d_parent
+
+
+@operation
+def fused_feed_forward(backend, x_TD, gate_up_ID, down_DF):
+    """One matrix for gate and up, told apart by views; x is used twice, so its gradients must add up."""
+    gate_up_T2F = linear.linear(backend, x_TD, gate_up_ID).reshape(x_TD.shape[0], 2, -1)
+    h_TF = swiglu.swiglu(backend, gate_up_T2F[:, 0], gate_up_T2F[:, 1])
+    return swiglu.swiglu(backend, x_TD, linear.linear(backend, h_TF, down_DF))
+
+
+def test_a_tape_follows_operations_and_views_through_unchanged_blocks():
+    """Against central differences in float64: with h = 1e-6 these are good to about 1e-9."""
+    T, D, F = 3, 5, 7
+    arrays = [normal(n, *shape).astype(np.float64) for n, shape in enumerate([(T, D), (2 * F, D), (D, F)])]
+    seed_TD, double = normal(9, T, D).astype(np.float64), Backend(np, dtype=np.float64)
+    tape, tracked = Tape(double), [Tracked(array) for array in arrays]
+    tape.backward(fused_feed_forward(tape, *tracked), seed_TD)
+
+    for array, node in zip(arrays, tracked):
+        for at in np.ndindex(array.shape):
+            keep, h = array[at], 1e-6
+            losses = []
+            for array[at] in (keep + h, keep - h):
+                losses.append((fused_feed_forward(double, *arrays) * seed_TD).sum())
+            array[at] = keep
+            slope = (losses[0] - losses[1]) / (2 * h)
+            assert abs(slope - node.gradient[at]) <= 1e-7 * (1 + abs(slope))
+
+
+def test_the_dense_feed_forward_block_itself_runs_on_tracked_values():
+    """The composite of the model, unopened by hand: its weights are a tree of tracked values."""
+    shapes = {"gate_proj": (7, 5), "up_proj": (7, 5), "down_proj": (5, 7)}
+    arrays = {name: normal(n, *shape).astype(np.float64) for n, (name, shape) in enumerate(shapes.items())}
+    nodes = {name: Tracked(array) for name, array in arrays.items()}
+    x, tape = Tracked(normal(9, 3, 5).astype(np.float64)), Tape(Backend(np, dtype=np.float64))
+    out = swiglu.feed_forward(tape, x, Node(**{name: Node(weight=node) for name, node in nodes.items()}))
+    tape.backward(out, np.ones((3, 5)))
+
+    def loss(arrays):
+        weights = Node(**{name: Node(weight=array) for name, array in arrays.items()})
+        return swiglu.feed_forward(Backend(np, dtype=np.float64), x.value, weights).sum()
+
+    for name, array in arrays.items():
+        direction = normal(4, *array.shape).astype(np.float64)
+        up, down = ({**arrays, name: array + sign * 1e-6 * direction} for sign in (1, -1))
+        slope = (loss(up) - loss(down)) / 2e-6
+        assert abs(slope - (nodes[name].gradient * direction).sum()) <= 1e-7 * (1 + abs(slope))

@@ -1,0 +1,116 @@
+"""The same weights and tokens in transformers (eager attention, float32) and here: the same numbers, layer by layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.helpers import Recording, assert_close, greedy, host, logits_of, tokens
+from tests.oracle.reference import CASES, GAP, sharp_weights, transformers_model, transformers_outputs
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.sizes import SIZES
+from tinyqwen.step import make_step
+from tinyqwen.weights import random_weights, tree
+
+pytestmark = pytest.mark.oracle
+
+# Both are float32 and sum in their own order: measured 2e-6, a real difference (a bias, a pairing, an eps) is 1e-3 up.
+NOISE = 2e-5
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Name of a case -> config, tensors, token ids and what transformers makes of them; each computed once."""
+    done = {}
+
+    def outputs(name):
+        if name not in done:
+            config, seed = CASES[name]
+            tensors, ids = sharp_weights(config, seed), tokens(config, 12)
+            done[name] = config, tensors, ids, transformers_outputs(transformers_model(config, tensors), ids, 64)
+        return done[name]
+
+    return outputs
+
+
+def on(backend, tensors):
+    return tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
+
+
+@every_case
+def test_every_layer_is_equal(backend, reference, case):
+    config, tensors, ids, theirs = reference(case)
+    watching = Recording(backend)
+    logits_NV = logits_of(watching, config, on(backend, tensors), ids)
+    embedding, layers, norms = (watching.outputs(name) for name in ("take_rows", "decoder_layer", "rms_norm"))
+    ours = [embedding[0], *layers[:-1], norms[-1]]
+    assert len(ours) == len(theirs["hidden"]) == config.num_hidden_layers + 1
+    for hidden_TD, expected_TD in zip(ours, theirs["hidden"]):
+        assert_close(hidden_TD, expected_TD, NOISE)
+    assert_close(logits_NV, theirs["logits"], NOISE)
+
+
+@every_case
+def test_greedy_text_is_equal(backend, reference, case):
+    """64 tokens, decoded through either side's own cache."""
+    config, tensors, ids, theirs = reference(case)
+    assert theirs["gap"] > GAP, "a near tie: choose another seed in CASES"
+    assert len(set(theirs["greedy"].tolist())) > 12, "a text that repeats itself proves little: choose another seed"
+    assert greedy(backend, config, on(backend, tensors), ids, 64) == theirs["greedy"].tolist()
+
+
+def test_a_wrong_model_would_be_noticed(reference):
+    """The tolerance means something: small changes of the config are far outside it."""
+    from dataclasses import replace
+
+    from backends import get
+
+    config, tensors, ids, theirs = reference("window")
+    wrong = {
+        "theta": replace(config, rope_theta=1.1e4), "eps": replace(config, rms_norm_eps=1e-5),
+        "window": replace(config, sliding_window=5), "layers": replace(config, layer_types=config.layer_types[::-1]),
+    }  # fmt: skip
+    for name, each in wrong.items():
+        off = np.abs(logits_of(get("numpy"), each, tree(tensors), ids) - theirs["logits"]).max()
+        assert off > 3 * NOISE * np.abs(theirs["logits"]).max(), name
+    silent = {name: np.zeros_like(tensor) if "bias" in name else tensor for name, tensor in tensors.items()}
+    off = np.abs(logits_of(get("numpy"), config, tree(silent), ids) - theirs["logits"]).max()
+    assert off > 1000 * NOISE * np.abs(theirs["logits"]).max()
+
+
+@pytest.mark.parametrize("theta, K", [(1e4, 8), (1e6, 64), (1e6, 128)])
+def test_rope_tables_are_equal(backend, theta, K):
+    """Both are float32 products of the same formula. The powers may differ in their last places: at an angle of a
+    radians by 4 roundings of a, which cosine and sine hand on; positions 0 to 32767."""
+    import torch
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    from tests.helpers import call
+    from tinyqwen.blocks.rope import rope_tables
+
+    position_T = np.r_[0:300, 4096, 32767]
+    theirs = Qwen2RotaryEmbedding(
+        Qwen2Config(head_dim=K, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    )(torch.zeros(1), torch.from_numpy(position_T)[None])
+    ours = call(backend, rope_tables, position_T, head_dim=K, theta=theta)
+    allowed = 4 * 2.0**-24 * position_T[:, None] * theta ** (-np.arange(0, K, 2) / K) + 4 * 2.0**-24
+    for table_TKh, table_TK in zip(ours, theirs):
+        np.testing.assert_array_equal(table_TK[0, :, : K // 2], table_TK[0, :, K // 2 :])
+        assert (np.abs(table_TKh - table_TK[0, :, : K // 2].numpy()) <= allowed).all()
+
+
+def test_the_shape_of_the_real_0_5B_is_equal(backend):
+    """Random weights in the shape of Qwen2-0.5B: 24 layers, 14 query heads to 2, 151,936 logits. 5 GB, 20 seconds."""
+    config = SIZES["0.5B"].config()
+    tensors = random_weights(config)
+    ids = tokens(config, 8)
+    theirs = transformers_outputs(transformers_model(config, tensors), ids)
+    weights, cache = on(backend, tensors), KVCache(backend, config)
+    logits_of(backend, config, weights, ids[:-2], cache)
+    decoded = [host(forward(backend, config, weights, make_step([([token], cache)]))) for token in ids[-2:]]
+    # 24 layers of sums of 896 and 4864 terms, in each side's own order
+    assert_close(np.concatenate(decoded), theirs["logits"][-2:], 1e-4)

@@ -1,0 +1,53 @@
+"""Every backend against what transformers computed, without torch: see goldens/make_goldens.py."""
+
+import numpy as np
+import pytest
+
+from tests.goldens.make_goldens import FOLDER, NAMES, read_golden
+from tests.helpers import Recording, assert_close, greedy, logits_of
+from tinyqwen.weights import tree
+
+# Two float32 programs that sum in their own order: measured 2e-6; a forgotten bias or a wrong pairing is 1e-2 and more.
+NOISE = 2e-5
+
+every_golden = pytest.mark.parametrize("name", NAMES)
+
+
+def model(backend, tensors):
+    return tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
+
+
+@every_golden
+def test_every_layer_and_the_logits(backend, name):
+    config, tensors, ids, expected = read_golden(name)
+    watching = Recording(backend)
+    logits_NV = logits_of(watching, config, model(backend, tensors), ids)
+    embedding, layers, norms = (watching.outputs(each) for each in ("take_rows", "decoder_layer", "rms_norm"))
+    ours = [embedding[0], *layers[:-1], norms[-1]]
+    assert len(ours) == len(expected["hidden"]) == config.num_hidden_layers + 1
+    for hidden_TD, expected_TD in zip(ours, expected["hidden"]):
+        assert_close(hidden_TD, expected_TD, NOISE)
+    assert_close(logits_NV, expected["logits"], NOISE)
+
+
+@every_golden
+def test_64_greedy_tokens_through_the_cache(backend, name):
+    config, tensors, ids, expected = read_golden(name)
+    assert greedy(backend, config, model(backend, tensors), ids, 64) == expected["greedy"].tolist()
+
+
+@every_golden
+def test_norms_and_biases_matter_in_the_golden_models(name):
+    """Norm weights of 1 and biases of 0 would let a model pass that forgets them."""
+    _, tensors, _, expected = read_golden(name)
+    for key, tensor in tensors.items():
+        assert tensor.dtype == np.float32
+        assert not key.endswith("bias") or np.abs(tensor).max() > 0.1
+        assert "norm" not in key or np.abs(tensor - 1).max() > 0.1
+    assert expected["gap"] > 1e-3
+
+
+def test_the_files_are_small_and_all_are_read():
+    sizes = {path.stem: path.stat().st_size for path in FOLDER.glob("*.npz")}
+    assert sizes.keys() == set(NAMES)
+    assert max(sizes.values()) < 200_000 and sum(sizes.values()) < 1_000_000
