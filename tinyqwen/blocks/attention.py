@@ -111,7 +111,8 @@ def attention_scores(backend, q_GRTK, k_GSK, *, window=None):
     scores_GRTS = (q_GNK @ k_GSK.swapaxes(1, 2)).reshape(G, R, T, S)
     if T == 1 and (window is None or window >= S):
         return scores_GRTS  # decode: the newest token sees everything, no mask
-    return xp.where(visible(xp, T, S, window), scores_GRTS, xp.asarray(-xp.inf, scores_GRTS.dtype))
+    xp.copyto(scores_GRTS, -xp.inf, where=~visible(xp, T, S, window))  # in place: a second such array would be slow
+    return scores_GRTS
 
 
 def visible(xp, T, S, window=None):

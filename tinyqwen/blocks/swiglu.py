@@ -22,8 +22,13 @@ def swiglu(backend, gate_TF, up_TF):
     """
     xp = backend.xp
     # exp overflows float32 beyond 88; z / (1 + exp(88)) is already 0 beside any other number (while z > -1e30)
-    exp_TF = xp.exp(xp.minimum(-gate_TF, 88))
-    return gate_TF / (1 + exp_TF) * up_TF
+    out_TF = xp.exp(xp.minimum(-gate_TF, 88))
+    # In place: with 512 tokens of the 0.5B each fresh array is 10 MB, and making them costs more than the arithmetic
+    # (3.7 ms against 10.0 ms for gate / (1 + exp(-gate)) * up).
+    out_TF += 1
+    xp.divide(gate_TF, out_TF, out=out_TF)
+    out_TF *= up_TF
+    return out_TF
 
 
 @swiglu.cost

@@ -1,0 +1,280 @@
+"""The command line from outside: what goes where, exit codes, and one clear line for every wrong thing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_tiny_checkpoint
+from tinyqwen.cli.main import VERBS, main
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-Instruct")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def tinyqwen(capsys, monkeypatch):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as leave:  # argparse
+            code = leave.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def process(*arguments, input=b"", **environment):
+    """Run a command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tinyqwen", *map(str, arguments)],
+        input=input, capture_output=True, cwd=ROOT, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+# ---- what goes where ----
+
+
+def test_without_arguments_three_lines_say_what_to_do(tinyqwen):
+    code, out, err = tinyqwen()
+    assert (code, len(out.splitlines()), err) == (0, 3, "")
+    assert "chat --size 0.5B" in out and "--model FOLDER" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_examples(tinyqwen, verb):
+    code, out, _ = tinyqwen(verb, "--help")
+    assert code == 0
+    assert f"tinyqwen {verb} " in out.split("options:")[0].split("\n\n", 1)[1], "an example"
+
+
+def test_model_text_alone_goes_to_standard_output(folder):
+    quiet = process("generate", "-m", folder, "-n", 6, "--seed", 1, "-q", "hello")
+    loud = process("generate", "-m", folder, "-n", 6, "--seed", 1, "--stats", "hello", FORCE_COLOR="1")
+    assert quiet.returncode == loud.returncode == 0
+    assert quiet.stderr == b""
+    assert quiet.stdout == loud.stdout
+    assert b"\x1b[" not in loud.stdout, "pipes are never coloured"
+    assert re.search(rb"prompt \d+ tok .* TTFT .* 6 tok .* ctx \d+/512 .* seed 1 .* stop=length", loud.stderr)
+
+
+def test_the_same_seed_gives_the_same_text_and_json_says_how_to_repeat_it(tinyqwen, folder):
+    code, out, _ = tinyqwen("generate", "-m", folder, "-n", 8, "--json", "hello")
+    first = json.loads(out)
+    code, out, _ = tinyqwen("generate", "-m", folder, "-n", 8, "--json", "--seed", first["seed"], "hello")
+    again = json.loads(out)
+    assert code == 0
+    assert (first["text"], first["tokens"]) == (again["text"], again["tokens"])
+    assert first["finish_reason"] == "length" and first["usage"]["completion_tokens"] == 8
+    assert first["sampling"]["repetition_penalty"] == 1.1, "the checkpoint's own settings"
+    assert {"load_s", "ttft_s", "prefill_tps", "decode_tps"} == set(first["timings"])
+
+
+def test_several_prompts_are_answered_together_one_object_a_line(tinyqwen, folder, tmp_path):
+    (tmp_path / "p.txt").write_text("from a file")
+    arguments = ["-m", folder, "-n", 5, "--seed", 2, "--json"]
+    code, out, _ = tinyqwen("generate", *arguments, "one", "-p", "two", "-f", tmp_path / "p.txt")
+    together = [json.loads(line) for line in out.splitlines()]
+    alone = [json.loads(tinyqwen("generate", *arguments, text)[1]) for text in ("one", "two", "from a file")]
+    assert code == 0
+    assert [answer["tokens"] for answer in together] == [answer["tokens"] for answer in alone]
+
+
+def test_a_piped_prompt_and_no_stream(tinyqwen, folder):
+    piped = process("generate", "-m", folder, "-n", 5, "--seed", 1, "-q", input=b"hello")
+    dash = process("generate", "-m", folder, "-n", 5, "--seed", 1, "-q", "--no-stream", "-", input=b"hello")
+    _, out, _ = tinyqwen("generate", "-m", folder, "-n", 5, "--seed", 1, "-q", "hello")
+    assert piped.stdout == dash.stdout == out.encode()
+
+
+def test_a_stop_text_ends_the_answer_before_it(tinyqwen, folder):
+    code, out, _ = tinyqwen("generate", "-m", folder, "-n", 40, "--seed", 1, "--json", "hello")
+    text = json.loads(out)["text"]
+    stop = text[7:9]
+    _, out, _ = tinyqwen("generate", "-m", folder, "-n", 40, "--seed", 1, "--json", "--stop", stop, "hello")
+    stopped = json.loads(out)
+    assert stopped["text"] == text[: text.index(stop)]
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_a_cut_answer_says_so(tinyqwen, folder):
+    _, _, err = tinyqwen("generate", "-m", folder, "-n", 3, "hello")
+    assert "the answer is cut" in err
+    _, _, err = tinyqwen("generate", "-m", folder, "--context", 64, "--seed", 5, "hello")
+    assert "the answer is cut" in err or "stop=stop" in err
+
+
+def test_raw_continues_text_and_show_prompt_shows_what_the_model_sees(tinyqwen, folder):
+    _, _, err = tinyqwen("generate", "-m", folder, "-n", 1, "--raw", "--show-prompt", "-q", "hello")
+    assert err == "hello\n"
+    _, _, err = tinyqwen("generate", "-m", folder, "-n", 1, "--show-prompt", "-q", "-s", "Be brief.", "hello")
+    assert (
+        err == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n\n"
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(folder):
+    command = f"{sys.executable} -m tinyqwen generate -m {folder} -n 300 -q hello | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=ROOT, timeout=60)
+    assert done.stdout.endswith(b"0\n")
+    assert done.stderr == b""
+
+
+# ---- info and tokens ----
+
+
+def test_info_lists_all_sizes_within_80_columns(tinyqwen):
+    code, out, _ = tinyqwen("info")
+    assert code == 0
+    assert all(name in out for name in ("0.5B", "57B-A14B", "2.5-72B"))
+    assert max(map(len, out.splitlines())) <= 80
+    assert set(json.loads(tinyqwen("info", "--json")[1])) >= {"0.5B", "2.5-3B"}
+
+
+def test_info_flags_what_public_pages_get_wrong(tinyqwen):
+    _, out, _ = tinyqwen("info", "--size", "57B-A14B")
+    assert "57,408,658,944" in out and "14,249,270,784" in out
+    assert "one of width 20480" in " ".join(out.split())
+    facts = json.loads(tinyqwen("info", "--size", "0.5B", "--json")[1])
+    assert facts["kv_cache_bytes_per_token"] == {"f32": 24576, "bf16": 12288}
+    assert facts["weight_bytes"]["bf16"] == 988065536
+    assert any("16 query and 8 KV heads" in page for page in facts["public pages"])
+
+
+def test_info_about_a_folder(tinyqwen, folder):
+    facts = json.loads(tinyqwen("info", "-m", folder, "--json")[1])
+    assert facts["shape"]["hidden_size"] == 24
+    assert facts["stop_ids"] == [260, 262]
+
+
+def test_tokens_shows_pieces_and_bytes(tinyqwen, folder):
+    code, out, _ = tinyqwen("tokens", "-m", folder, "hello <|im_end|>\x1b")
+    assert code == 0
+    assert "hello" in out and "control" not in out and "\x1b" not in out
+    _, out, _ = tinyqwen("tokens", "-m", folder, "--template", "hello <|im_end|>")
+    assert "262" in out
+    ids = json.loads(tinyqwen("tokens", "-m", folder, "--json", "hello")[1])["ids"]
+    assert json.loads(tinyqwen("tokens", "-m", folder, "--json", "--ids", *ids)[1])["pieces"] == ["hello"]
+
+
+# ---- one clear line for every wrong thing ----
+
+WRONG_USAGE = {
+    "no model": (["generate", "hi"], "no model named"),
+    "two models": (["generate", "-m", "{folder}", "--size", "0.5B", "hi"], "not both"),
+    "unknown size": (["generate", "--size", "3B", "hi"], "2.5-3B"),
+    "base without size": (["generate", "-m", "{folder}", "--base", "hi"], "--base"),
+    "empty prompt": (["generate", "-m", "{folder}", ""], "empty"),
+    "white prompt": (["generate", "-m", "{folder}", " \n "], "empty"),
+    "several prompts as text": (["generate", "-m", "{folder}", "a", "b"], "--json"),
+    "temperature": (["generate", "-m", "{folder}", "--temperature", "-1", "hi"], "temperature"),
+    "temperature nan": (["generate", "-m", "{folder}", "--temperature", "nan", "hi"], "temperature"),
+    "top_p and min_p": (["generate", "-m", "{folder}", "--top-p", "0", "--min-p", "2", "hi"], "min_p"),
+    "max tokens": (["generate", "-m", "{folder}", "-n", "0", "hi"], "--max-tokens"),
+    "seed": (["generate", "-m", "{folder}", "--seed", "-1", "hi"], "--seed"),
+    "seed too large": (["generate", "-m", "{folder}", "--seed", str(2**64), "hi"], "--seed"),
+    "context": (["generate", "-m", "{folder}", "--context", "100000", "hi"], "--context"),
+    "empty stop": (["generate", "-m", "{folder}", "--stop", "", "hi"], "--stop"),
+    "prompt too long": (["generate", "-m", "{folder}", "x " * 600], "context holds 512"),
+    "prompt far too long": (["generate", "-m", "{folder}", "x" * 100000], "context"),
+    "no such file": (["generate", "-m", "{folder}", "-f", "/no/such/file"], "No such file"),
+    "not a text file": (["generate", "-m", "{folder}", "-f", "{folder}/model.safetensors"], "UTF-8"),
+    "no such system file": (["generate", "-m", "{folder}", "-s", "@/no/such/file", "hi"], "No such file"),
+    "surrogate": (["generate", "-m", "{folder}", "a\udcffb"], "UTF-8"),
+    "ids": (["tokens", "-m", "{folder}", "--ids", "x"], "whole numbers"),
+    "info of two": (["info", "-m", "{folder}", "--size", "0.5B"], "two models"),
+    "info of none": (["info", "--size", "8B"], "2.5-7B"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_USAGE)
+def test_wrong_usage_is_one_clear_line_and_exit_code_2(tinyqwen, folder, name):
+    arguments, words = WRONG_USAGE[name]
+    code, out, err = tinyqwen(*(argument.replace("{folder}", str(folder)) for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("tinyqwen: ")
+    assert words in err
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["generate", "--nonsense"], ["chat", "--backend", "abacus"]])
+def test_what_argparse_refuses_names_the_choices(tinyqwen, arguments):
+    code, _, err = tinyqwen(*arguments)
+    assert code == 2 and "error:" in err
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), 3, "config.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), 3, "tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), 3, "tokenizer.json"),
+        (lambda folder: (folder / "generation_config.json").write_text("["), 3, "generation_config.json"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("["), 3, "tokenizer_config.json"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), 3, "chat template"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08"), 3, "model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), 3, "safetensors"),
+    ],
+)
+def test_a_broken_folder_is_one_clear_line_and_exit_code_3(tinyqwen, tmp_path, break_it, code, words):
+    write_tiny_checkpoint(tmp_path)
+    break_it(tmp_path)
+    got, out, err = tinyqwen("generate", "-m", tmp_path, "hi")
+    assert (got, out) == (code, "")
+    assert len(err.splitlines()) == 1 and words in err
+
+
+def test_a_tokenizer_of_another_model_is_refused(tinyqwen, tmp_path):
+    write_tiny_checkpoint(tmp_path, vocab_size=100, eos_token_id=(1,))
+    code, _, err = tinyqwen("generate", "-m", tmp_path, "hi")
+    assert code == 3 and "another model's" in err
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_read(tinyqwen, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyqwen.memory.available_bytes", lambda: 10_000)
+    write_tiny_checkpoint(tmp_path, dtype="bfloat16", torch_dtype="bfloat16")
+    code, _, err = tinyqwen("generate", "-m", tmp_path, "hi")
+    assert code == 4 and "GB are available" in err
+
+
+def test_a_full_disk_and_a_lost_file_have_their_exit_codes(tinyqwen, folder, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tinyqwen.cli.generate.run", full)
+    assert tinyqwen("generate", "-m", folder, "hi")[0] == 6
+
+
+def test_debug_shows_where(tinyqwen):
+    code, _, err = tinyqwen("generate", "--debug", "hi")
+    assert code == 2 and "Traceback" in err and err.rstrip().splitlines()[-1].startswith("tinyqwen: ")
+
+
+def test_a_file_cut_while_it_is_mapped_is_named(tinyqwen, tmp_path, monkeypatch):
+    write_tiny_checkpoint(tmp_path)
+    from tinyqwen.runtime import Runtime
+
+    start = Runtime.start
+
+    def cut_then_start(self, *arguments, **settings):
+        os.truncate(tmp_path / "model.safetensors", 5000)
+        return start(self, *arguments, **settings)
+
+    monkeypatch.setattr(Runtime, "start", cut_then_start)
+    code, _, err = tinyqwen("generate", "-m", tmp_path, "hi")
+    assert code == 3
+    assert len(err.splitlines()) == 1 and "model.safetensors" in err

@@ -1,0 +1,196 @@
+"""A model folder as Hugging Face publishes it: config.json, and weights in one safetensors file or in shards.
+
+    open_checkpoint(folder)
+        find the files         config.json, model.safetensors, or model.safetensors.index.json and its shards
+        read the headers       safetensors_file.py: is each file whole and consistent?
+        take the inventory     inventory.py: exactly the tensors that config.json asks for?
+        load                   loading.py: map or widen, once
+
+Only after the first three is a byte of weights read. Pickled weights are never opened: unpickling runs code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
+from tinyqwen.checkpoint.loading import MappedFile, Progress, load, same_values
+from tinyqwen.checkpoint.safetensors_file import HEADER_LIMIT, Stored, one_line, read_header, refuse_duplicates
+from tinyqwen.config import Config, read_config
+from tinyqwen.errors import ModelFilesError
+from tinyqwen.weights import Node, tree
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model folder.
+
+    folder    where it lies
+    config    what config.json says (but see `settle_head`)
+    weights   the tree that `tinyqwen.model.forward` takes
+    files     the weight files
+    """
+
+    folder: Path
+    config: Config
+    weights: Node
+    files: tuple[Path, ...]
+    maps: tuple[MappedFile, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Call before each step of the model: a mapped file that was cut would end the process without a word.
+
+        Costs one system call (about a microsecond) per mapped file; nothing where the weights were widened.
+        Errors: ModelFilesError if a mapped file is shorter, longer or newer than when it was opened.
+        """
+        for file in self.maps:
+            file.check_unchanged()
+
+
+def open_checkpoint(
+    folder: Path | str,
+    *,
+    ignore_config: Sequence[str] = (),
+    dtype: type | np.dtype = np.float32,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """The config and the weights of that folder.
+
+    ignore_config   keys of config.json to accept although their effect is unknown
+    dtype           float32, or float64 for telling noise from a bug
+    progress        called as progress(bytes_done, bytes_total) while reading; mapped files count for nothing
+
+    Memory: the weights in that dtype and at most some MB besides; float32 files are mapped and need none of their own.
+    Errors: ModelFilesError, one line that names the file, the problem and what to do.
+
+    >>> import tempfile; from tinyqwen.checkpoint import save_checkpoint; from tinyqwen.weights import random_weights
+    >>> config = Config(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
+    >>> folder = tempfile.mkdtemp()
+    >>> save_checkpoint(folder, config, random_weights(config))
+    >>> checkpoint = open_checkpoint(folder)
+    >>> checkpoint.weights.layers[1].mlp.up_proj.weight.shape, checkpoint.weights.embed_tokens.weight.dtype
+    ((16, 8), dtype('float32'))
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, not {dtype}")
+    folder = Path(folder).expanduser()
+    source = find_weights(folder)
+    config = read_config(regular_file(folder, "config.json"), tuple(ignore_config))
+    index = read_index(source) if source.name == INDEX else None
+    names = [SINGLE] if index is None else list(dict.fromkeys(index.values()))
+    files = {folder / name: read_header(regular_file(folder, name)) for name in names}
+    inventory = take_inventory(config, files, index, source)
+    config, inventory = settle_head(config, inventory)
+    arrays, maps = load(inventory, dtype, progress)
+    return Checkpoint(folder, config, tree(split_experts(config, arrays)), tuple(files), maps)
+
+
+def find_weights(folder: Path) -> Path:
+    """The folder's single weight file or its index. transformers prefers the single file if there are both.
+
+    Errors: ModelFilesError says what the folder holds instead.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        raise ModelFilesError(f"{folder}: no such folder; check the path") from None
+    except NotADirectoryError:
+        hint = "convert it to safetensors" if folder.suffix == ".gguf" else "give the folder that holds config.json"
+        raise ModelFilesError(f"{folder}: is a file, not a model folder; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"{folder}: cannot be listed ({one_line(error)}); check its permissions") from None
+    for name in (SINGLE, INDEX):
+        if name in names:
+            return folder / name
+
+    def first(*patterns: str) -> str | None:
+        return next((name for name in names if any(Path(name).match(pattern) for pattern in patterns)), None)
+
+    if not names:
+        raise ModelFilesError(f"{folder}: is empty; download the model into it, or check the path")
+    if name := first("*.safetensors"):
+        raise ModelFilesError(f"{folder}: has {name} but neither {SINGLE} nor {INDEX}; download the missing file")
+    if name := first("*.bin", "*.pt", "*.pth", "*.pkl"):
+        raise ModelFilesError(
+            f"{folder}: has only pickled weights ({name}); pickle files can run code and are never opened; "
+            "convert them to safetensors"
+        )
+    if name := first("*.gguf"):
+        raise ModelFilesError(f"{folder}: has only GGUF weights ({name}); get the model in safetensors format")
+    raise ModelFilesError(f"{folder}: has no {SINGLE} and no {INDEX}; is this a Hugging Face model folder?")
+
+
+def regular_file(folder: Path, name: str) -> Path:
+    """The path of that file, if it is an ordinary one inside the folder.
+
+    A FIFO would block for ever, a device may never end, and a link may point anywhere. Links to the place where
+    huggingface_hub keeps the contents of its cache are fine: that is how its folders look.
+    """
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_file():
+            raise ModelFilesError(f"{path}: is not a regular file; put the real file there")
+        home = folder.resolve()
+    except FileNotFoundError:
+        kind = "is a link to nothing" if path.is_symlink() else "is missing"
+        raise ModelFilesError(f"{path}: {kind}; download it again") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ModelFilesError(f"{path}: cannot be opened ({one_line(error)}); download it again") from None
+    allowed = [home]
+    if home.parent.name == "snapshots":  # CACHE/models--Qwen--Qwen2-0.5B/snapshots/COMMIT
+        allowed += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise ModelFilesError(f"{path}: is a link out of its folder, to {real}; copy the file, or give that folder")
+    return path
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which shard holds which tensor, as model.safetensors.index.json says: {tensor name: file name}."""
+    path = regular_file(path.parent, path.name)
+    try:
+        if path.stat().st_size > HEADER_LIMIT:
+            raise ValueError("it is far too large for an index")
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFilesError(f"{path}: cannot be read as JSON ({one_line(error)}); download it again") from None
+    shards = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise ModelFilesError(f"{path}: has no weight_map that names the shards; download it again")
+    for name, file in shards.items():
+        if not isinstance(file, str) or not file.isprintable() or not re.fullmatch(r"[^/\\]+\.safetensors", file):
+            raise ModelFilesError(
+                f"{path}: {show(name)} is said to be in {show(str(file))}, which is not the plain name of a "
+                ".safetensors file; download the index again"
+            )
+    return shards
+
+
+def settle_head(config: Config, inventory: dict[str, Stored]) -> tuple[Config, dict[str, Stored]]:
+    """Decide which head a model has whose config says tied and whose files store a head nevertheless.
+
+    Equal to the embedding: it is dropped. Different: the stored head is used and the config returned says untied. So
+    does transformers 5 (`PreTrainedModel.tie_weights`), while transformers 4 took the embedding.
+    """
+    if not (config.tie_word_embeddings and HEAD in inventory):
+        return config, inventory
+    head = inventory[HEAD]
+    if same_values(head, inventory[TABLE]):
+        return config, {name: stored for name, stored in inventory.items() if name != HEAD}
+    warnings.warn(
+        f"{head.path}: config.json says tie_word_embeddings is true, but {HEAD} differs from {TABLE}; "
+        f"the stored {HEAD} is used, as transformers 5 does",
+        stacklevel=3,
+    )
+    return dataclasses.replace(config, tie_word_embeddings=False), inventory

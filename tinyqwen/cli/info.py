@@ -1,0 +1,156 @@
+"""The published models in numbers, or one model: parameters, memory, KV cache, and what public pages get wrong.
+
+tinyqwen info                  all published sizes
+tinyqwen info --size 7B        one of them; nothing is downloaded
+tinyqwen info --model FOLDER   the model in that folder, with its stop ids and sampling
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.config import Config, read_config
+from tinyqwen.errors import UsageError
+from tinyqwen.sampling import read_generation_config
+from tinyqwen.sizes import CONTRADICTIONS, SIZES
+from tinyqwen.weights import count_parameters
+
+# Bits a parameter: int8 and int4 come in groups of 32 with one float16 scale, and so cost half a bit more.
+FORMATS = {"f32": 32, "bf16": 16, "int8": 8.5, "int4": 4.5}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", metavar="SIZE", help="one published size")
+    parser.add_argument("--base", action="store_true", help="the base model instead of the instruct model")
+    parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a model folder, or a name on the hub")
+    parser.add_argument("--revision", help="a branch, tag or commit on the hub")
+    parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
+    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.size and arguments.model:
+        raise UsageError("--size and --model name two models; give one of them")
+    if arguments.model:
+        folder = resolve_model(
+            arguments.model, None, False, revision=arguments.revision, offline=arguments.offline, weights=False
+        )
+        facts = {"model": str(arguments.model), **figures(read_config(folder / "config.json")), **habits(folder)}
+    elif arguments.size:
+        size = SIZES.get(arguments.size)
+        if size is None:
+            raise UsageError(f"--size {arguments.size} is not published; there are {', '.join(SIZES)}")
+        facts = {"model": size.hub_id(arguments.base), "licence": size.licence, **figures(size.config(arguments.base))}
+        facts["public pages"] = [*CONTRADICTIONS.get(arguments.size, ()), *CONTRADICTIONS["*"]]
+    else:
+        return list_sizes(arguments)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        show_facts(facts)
+    return 0
+
+
+def figures(config: Config) -> dict:
+    """What follows from a config: shapes, parameters, bytes.
+
+    >>> figures(SIZES["0.5B"].config())["kv_cache_bytes_per_token"]
+    {'f32': 24576, 'bf16': 12288}
+    """
+    counts = count_parameters(config)
+    shapes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "sliding_window": config.sliding_window,
+    }
+    if config.num_experts:
+        moe = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
+        shapes |= {name: getattr(config, name) for name in moe}
+    return {
+        "shape": shapes,
+        "parameters": counts,
+        "weight_bytes": {name: round(counts["total"] * bits / 8) for name, bits in FORMATS.items()},
+        "kv_cache_bytes_per_token": {
+            name: config.kv_values_per_token * size for name, size in (("f32", 4), ("bf16", 2))
+        },
+    }
+
+
+def habits(folder: Path) -> dict:
+    """How a checkpoint wants to be sampled and stopped."""
+    generation = read_generation_config(folder)
+    eos = sorted({*read_config(folder / "config.json").eos_token_id, *generation.eos_token_id})
+    return {"sampling": dataclasses.asdict(generation.sampling), "stop_ids": eos}
+
+
+def list_sizes(arguments: argparse.Namespace) -> int:
+    rows = {
+        name: {"model": size.hub_id(arguments.base), **figures(size.config(arguments.base))}
+        for name, size in SIZES.items()
+    }
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("--size", no_wrap=True)
+    for heading in ("total", "body", "active", "layers", "heads", *FORMATS, "KV"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        shape = row["shape"]
+        table.add_row(
+            name,
+            *(f"{row['parameters'][key] / 1e9:.2f}" for key in ("total", "non_embedding", "active")),
+            str(shape["num_hidden_layers"]),
+            f"{shape['num_attention_heads']}:{shape['num_key_value_heads']}",
+            *(f"{size / 1e9:.1f}" for size in row["weight_bytes"].values()),
+            f"{row['kv_cache_bytes_per_token']['bf16'] // 1024}",
+        )
+    console = Console()
+    console.print(table)
+    for line in (
+        "total, body (without the tables), active (per token): 10^9 parameters",
+        "heads: query:KV    f32 to int4: GB of weights    KV: KiB of cache per token, bf16",
+        "--size NAME tells more about one, and what public pages get wrong",
+    ):
+        console.print(line, style="dim", no_wrap=True, highlight=False)
+    return 0
+
+
+def show_facts(facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            prefix = "" if name in ("shape", "sampling") else f"{name}."
+            for key, item in value.items():
+                table.add_row(prefix + key, readable(item))
+        elif name == "public pages":
+            for item in value:
+                table.add_row(name, item)
+        else:
+            table.add_row(name, readable(value))
+    Console(markup=False).print(table)
+
+
+def readable(value) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,92 @@
+"""Arguments in, exit code out. Each verb is a module with `add_arguments(parser)` and `run(arguments) -> int`.
+
+Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 model files invalid, 4 would not fit in memory,
+5 network, 6 disk full, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import importlib
+import os
+import sys
+import traceback
+import warnings
+
+from tinyqwen import __version__
+from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
+
+VERBS = {
+    "chat": "talk with a model",
+    "generate": "continue a prompt, or answer one, and leave",
+    "info": "the published models, or one model, in numbers",
+    "tokens": "show how a text is cut into tokens",
+}
+
+WELCOME = """\
+python -m tinyqwen chat --size 0.5B        download Qwen2-0.5B-Instruct (1 GB, once) and talk with it
+python -m tinyqwen chat --model FOLDER     talk with a model that you already have
+python -m tinyqwen info                    which models there are, in numbers; --help lists all commands\
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code; nothing a person may do wrong ends in a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv or os.environ.get("TINYQWEN_DEBUG") == "1"
+    # A file that shrinks while it is mapped raises SIGBUS; this at least says where, instead of dying without a word.
+    if sys.stderr is not None and not faulthandler.is_enabled():
+        with contextlib.suppress(OSError, ValueError):  # a standard error that is no file, as in some notebooks
+            faulthandler.enable()
+    warnings.showwarning = lambda message, *_: print(f"tinyqwen: {message}", file=sys.stderr)
+    try:
+        return dispatch(argv)
+    except TinyqwenError as error:
+        return complain(error, error.exit_code, debug)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has left, as in `tinyqwen ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError as error:
+        return complain(DoesNotFitError(f"out of memory ({error}); take a smaller model or a shorter text"), 4, debug)
+    except OSError as error:
+        full = error.errno == 28
+        return complain(DiskFullError(f"no space left: {error}") if full else error, 6 if full else 1, debug)
+
+
+def complain(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"tinyqwen: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def dispatch(argv: list[str]) -> int:
+    if not argv:
+        print(WELCOME)
+        return 0
+    arguments = make_parser().parse_args(argv)
+    return importlib.import_module(f"tinyqwen.cli.{arguments.verb}").run(arguments)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs, built from their modules."""
+    parser = argparse.ArgumentParser(
+        prog="tinyqwen",
+        description="Qwen2 language models, explained by code that runs them.",
+        epilog="tinyqwen VERB --help tells more about one of them.",
+    )
+    parser.add_argument("--version", action="version", version=f"tinyqwen {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        module = importlib.import_module(f"tinyqwen.cli.{verb}")
+        verb_parser = verbs.add_parser(
+            verb, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(verb_parser)
+        verb_parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser

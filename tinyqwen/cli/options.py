@@ -1,0 +1,137 @@
+"""Flags that several verbs share, and what they mean: which model, how to sample, what to print."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import backends
+from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.errors import UsageError
+from tinyqwen.runtime import Runtime, load
+from tinyqwen.sampling import Sampling, with_flags
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", "-m", metavar="FOLDER|ID", help="a model folder, or a name on the Hugging Face hub")
+    group.add_argument("--size", metavar="SIZE", help="a published size: 0.5B, 1.5B, 7B, ..., 2.5-0.5B, ... (see info)")
+    group.add_argument("--base", action="store_true", help="with --size: the base model instead of the instruct model")
+    group.add_argument("--revision", help="a branch, tag or commit on the hub")
+    group.add_argument("--offline", action="store_true", help="use what is downloaded already, ask no network")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    group.add_argument("--backend", default="numpy", choices=backends.NAMES, help="where to run (default: numpy)")
+    group.add_argument("--context", "-c", type=int, metavar="N", help="at most N tokens, prompt and answer together")
+    group.add_argument(
+        "--ignore-config", action="append", default=[], metavar="KEY",
+        help="accept this key of config.json although its effect is unknown (repeatable)",
+    )  # fmt: skip
+
+    group = parser.add_argument_group("sampling (defaults: the model's generation_config.json)")
+    group.add_argument("--greedy", action="store_true", help="always take the likeliest token; as --temperature 0")
+    group.add_argument("--temperature", "--temp", type=float, metavar="X", help="below 1 sharpens, above 1 flattens")
+    group.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest; 0: all")
+    group.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that make up P")
+    group.add_argument("--min-p", type=float, metavar="P", help="drop what is less likely than P times the likeliest")
+    group.add_argument(
+        "--repetition-penalty", "--repeat-penalty", type=float, metavar="X", help="above 1: avoid what was said"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same answer; default: random, and shown")
+    group.add_argument("--max-tokens", "-n", type=int, metavar="N", help="stop after N tokens (default: context's end)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT (repeatable)")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--stats", action=argparse.BooleanOptionalAction, default=None, help="speeds, on standard error")
+    group.add_argument("--quiet", "-q", action="store_true", help="no header, statistics or progress")
+
+
+def model_folder(arguments: argparse.Namespace, **what) -> Path:
+    """The folder of the model that the flags name, downloaded if need be. `what` as of `checkpoint.resolve_model`."""
+    if not arguments.model and not arguments.size:
+        raise UsageError(
+            "no model named: --size 0.5B takes Qwen2-0.5B-Instruct from the Hugging Face hub, --model FOLDER one that "
+            "you have; python -m tinyqwen info lists the sizes"
+        )
+    return resolve_model(
+        arguments.model, arguments.size, arguments.base,
+        revision=arguments.revision, offline=arguments.offline, progress=not getattr(arguments, "quiet", False), **what,
+    )  # fmt: skip
+
+
+def load_model(arguments: argparse.Namespace) -> Runtime:
+    """The model that the flags name, with a progress bar when loading takes long."""
+    check_flags(arguments)
+    folder = model_folder(arguments)
+    with progress_bar("loading", quiet=arguments.quiet) as update:
+        return load(
+            folder,
+            backend=arguments.backend,
+            context=arguments.context,
+            ignore_config=tuple(arguments.ignore_config),
+            progress=update,
+        )
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Complain about what is out of range before anything is loaded."""
+    sampling_of(arguments, Sampling())
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, is {arguments.max_tokens}")
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
+        raise UsageError(f"--seed must be from 0 to 2^63 - 1, is {arguments.seed}")
+    if "" in arguments.stop:
+        raise UsageError("--stop needs a text")
+
+
+def sampling_of(arguments: argparse.Namespace, default: Sampling) -> Sampling:
+    """The model's sampling with the flags' wishes."""
+    return with_flags(
+        default,
+        temperature=0 if arguments.greedy else arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+    )
+
+
+def seed_of(arguments: argparse.Namespace) -> int:
+    """The seed that was asked for, or a random one, small enough to be typed again."""
+    return secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+
+
+def read_text(source: str, what: str) -> str:
+    """The text itself, or that of a file (`@FILE`), or of standard input (`-`)."""
+    if source == "-":
+        return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    if source.startswith("@"):
+        return read_file(Path(source[1:]), what)
+    return source
+
+
+def read_file(path: Path, what: str) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} {path}: is not valid UTF-8 (at byte {error.start}); is it a binary file?") from None
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
+
+
+@contextmanager
+def progress_bar(label: str, *, quiet: bool):
+    """Gives a function (done, total) that draws a bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

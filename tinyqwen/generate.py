@@ -1,0 +1,171 @@
+"""Generation: prefill the prompts, then decode, one token per sequence and step, until each has a reason to stop.
+
+A sequence is its ids and a cache. Ids that are not in the cache yet are *pending*: a fresh prompt is all pending
+(prefill), a sequence in mid-answer has one pending id, the newest (decode). Each step takes some pending ids of every
+running sequence through the model together, so prompts are prefilled in chunks beside others that already answer.
+
+Nothing is kept anywhere else. That makes it hard to break: interrupt a step and the ids are still pending; shorten the
+cache to a common prefix and the rest is pending again, which is how a chat reuses the turns before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from backends.finite import FirstNotFinite, NotFinite
+from backends.interface import Backend
+from tinyqwen.config import Config
+from tinyqwen.errors import ModelFilesError, UsageError
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.sampling import Sampling, sample
+from tinyqwen.step import Step, make_step
+from tinyqwen.weights import Node, walk
+
+CHUNK = 256  # tokens of prompt a step: large enough for fast products, small enough to stop soon after Ctrl-C
+
+
+@dataclass(eq=False)
+class Running:
+    """A sequence that is being continued.
+
+    ids             prompt and answer so far
+    cache           keys and values of the first `cache.length` ids
+    sampling        how its tokens are chosen
+    seed            of its dice, thrown anew at each position: neither company nor interrupts change what it says
+    stop_ids        ids that end it; the one that did is the last of ids
+    max_new_tokens  how many tokens to add at most; None for as many as the context holds
+    context         how many ids the model can look at
+    finish_reason   None while running; then "stop", "length" (max_new_tokens) or "context"
+    """
+
+    ids: list[int]
+    cache: KVCache
+    sampling: Sampling
+    context: int
+    seed: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    max_new_tokens: int | None = None
+    finish_reason: str | None = None
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self):
+        self.prompt_length = len(self.ids)
+        if not self.ids:
+            raise UsageError("the prompt is empty: there is nothing to continue")
+        if len(self.ids) >= self.context:
+            raise UsageError(
+                f"the prompt has {len(self.ids)} tokens, but the context holds {self.context}, and an answer needs "
+                "room too; shorten the prompt"
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, is {self.max_new_tokens}")
+
+    @property
+    def pending(self) -> list[int]:
+        return self.ids[self.cache.length :]
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The answer so far."""
+        return self.ids[self.prompt_length :]
+
+    def append(self, token: int) -> None:
+        """Take a token, and note whether it is the last."""
+        self.ids.append(token)
+        if token in self.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.ids) - self.prompt_length == self.max_new_tokens:
+            self.finish_reason = "length"
+        elif len(self.ids) == self.context:
+            self.finish_reason = "context"
+
+
+class Event(NamedTuple):
+    """What happened in a step: a sequence got a token, or (token None) some more of its prompt is in the cache."""
+
+    running: Running
+    token: int | None
+
+
+def generate(
+    backend: Backend,
+    config: Config,
+    weights: Node,
+    sequences: Sequence[Running],
+    *,
+    vocabulary: int | None = None,
+    chunk: int = CHUNK,
+    before_step: Callable[[], None] = lambda: None,
+) -> Iterator[Event]:
+    """Continue all sequences together until each has a finish_reason. Setting one from outside stops it, too.
+
+    vocabulary    ids from here on have no text (padding rows of the tables) and are never chosen
+    chunk         tokens a step that prompts may take together
+    before_step   called before each step, to look whether the files are still whole
+
+    Errors: ModelFilesError names layer and tensor when numbers stop being finite.
+
+    >>> import backends; from tinyqwen.weights import random_weights, tree
+    >>> config = Config(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
+    >>> backend, weights = backends.get("numpy"), tree(random_weights(config))
+    >>> running = Running([1, 2, 3], KVCache(backend, config), Sampling(), context=99, max_new_tokens=2)
+    >>> for event in generate(backend, config, weights, [running]): pass
+    >>> len(running.new_ids), running.finish_reason, running.cache.length        # the last token was never fed back
+    (2, 'length', 4)
+    """
+    vocabulary = vocabulary or config.vocab_size
+    while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
+        before_step()
+        for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
+            sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
+        taken = share(running, chunk)
+        unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
+        step = make_step([(ids, sequence.cache) for sequence, ids in taken], unfinished=unfinished)
+        logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
+        rows = iter(logits_NV)
+        for (sequence, _), more in zip(taken, unfinished):
+            token = None
+            if not more:
+                token = choose(backend, sequence, next(rows)[:vocabulary])
+                sequence.append(token)
+            yield Event(sequence, token)
+
+
+def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]:
+    """Which pending ids of whom go into the next step: every decoding sequence's one, prompts share what is left.
+
+    At least one token of somebody is taken, so there is always progress.
+    """
+    taken, room = [], chunk
+    for sequence in sorted(running, key=lambda sequence: len(sequence.pending)):
+        ids = sequence.pending if len(sequence.pending) == 1 else sequence.pending[:room]
+        if ids:
+            taken.append((sequence, ids))
+            room = max(0, room - len(ids))
+    return taken
+
+
+def choose(backend: Backend, sequence: Running, logits_V) -> int:
+    seen_N = backend.xp.asarray(sorted(set(sequence.ids)))
+    uniform = np.random.default_rng((sequence.seed, len(sequence.ids))).random()
+    return int(sample(backend, logits_V, seen_N, sampling=sequence.sampling, uniform=uniform))
+
+
+def finite(backend: Backend, config: Config, weights: Node, step: Step, logits_NV):
+    """The logits, if they are numbers. If not, run the step again and say where they stopped being so."""
+    if bool(backend.xp.isfinite(logits_NV).all()):
+        return logits_NV
+    for span in step.spans:
+        if span.cache is not None:
+            span.cache.length -= span.stop - span.start
+    names = {id(place): path for path, place in walk(weights) if path}
+    try:
+        forward(FirstNotFinite(backend, names), config, weights, step)
+    except NotFinite as error:
+        raise ModelFilesError(f"the model's numbers are not finite: {error}; the checkpoint is damaged") from None
+    raise ModelFilesError("the model's logits are not finite, but a second run's are; is the machine's memory sound?")

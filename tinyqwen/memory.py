@@ -1,0 +1,51 @@
+"""How much memory there is, to refuse what cannot fit before anything is read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tinyqwen.errors import DoesNotFitError
+
+
+def available_bytes() -> int | None:
+    """Memory that a program may still take, in bytes; None where the system does not say.
+
+    The smaller of what the machine has free (caches count as free) and what a container may still use.
+    """
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has used so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def require(needed: int, what: str, hint: str) -> None:
+    """DoesNotFitError with the numbers, if that many bytes are more than there are.
+
+    >>> require(2**60, "the world", "take a smaller one")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    tinyqwen.errors.DoesNotFitError: the world needs 1152921504.6 GB, but ... GB are available; take a smaller one
+    """
+    available = available_bytes()
+    if available is not None and needed > available:
+        raise DoesNotFitError(f"{what} needs {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB are available; {hint}")
