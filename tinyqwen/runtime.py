@@ -18,7 +18,8 @@ import numpy as np
 import backends
 from tinyqwen.chat_template import Message, encode_chat, read_template
 from tinyqwen.checkpoint import Checkpoint, open_checkpoint
-from tinyqwen.config import Config, read_config
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.generate import Event, Running, generate
 from tinyqwen.kv_cache import KVCache

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyqwen.config import Config, parse_config, to_json
+from tinyqwen.config import Config
+from tinyqwen.config_json import parse_config, to_json
 
 FOLDER = Path(__file__).parent
 NAMES = ("tied", "window", "heads-14-2", "moe", "moe-normalised")

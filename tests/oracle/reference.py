@@ -10,7 +10,8 @@ import json
 import numpy as np
 
 from tests.helpers import CONFIGS, dense_config, moe_config
-from tinyqwen.config import FULL, SLIDING, Config, to_json
+from tinyqwen.config import FULL, SLIDING, Config
+from tinyqwen.config_json import to_json
 from tinyqwen.weights import random_weights
 
 # Every kind of layer, with a seed whose 64 greedy tokens vary and have no near ties: the best logit leads the second by

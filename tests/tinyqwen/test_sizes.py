@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyqwen.config import read_config
+from tinyqwen.config_json import read_config
 from tinyqwen.sizes import CONTRADICTIONS, SIZES
 from tinyqwen.weights import count_parameters
 

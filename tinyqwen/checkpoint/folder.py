@@ -24,7 +24,8 @@ import numpy as np
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.loading import MappedFile, Progress, load, same_values
 from tinyqwen.checkpoint.safetensors_file import HEADER_LIMIT, Stored, one_line, read_header, refuse_duplicates
-from tinyqwen.config import Config, read_config
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.weights import Node, tree
 

@@ -51,6 +51,7 @@ def resolve_model(
     offline: bool = False,
     progress: bool | None = None,
     verify: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder that `--model` or `--size` means, downloaded first if it is not a folder here.
 
@@ -76,7 +77,7 @@ def resolve_model(
         raise UsageError("--base goes with --size; with --model, name the base model's repository itself")
     elif model and (model.startswith((".", os.sep, "~")) or os.path.exists(model)):
         return Path(model).expanduser()
-    return fetch(model or "", revision=revision, offline=offline, progress=progress, verify=verify)
+    return fetch(model or "", revision=revision, offline=offline, progress=progress, verify=verify, weights=weights)
 
 
 def fetch(
@@ -86,6 +87,7 @@ def fetch(
     offline: bool = False,
     progress: bool | None = None,
     verify: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder of that repository in the cache, complete; what is missing is downloaded.
 
@@ -93,6 +95,7 @@ def fetch(
     offline    use the cache alone, and send nothing
     progress   True draws bars on stderr
     verify     compare every file with the hash that the hub tells: about 1 s per GB
+    weights    False leaves the weights out: config and tokenizer, some MB, say much about a model
 
     If the hub cannot be reached and the cache holds a complete copy, that copy is used, with a warning.
     Errors: NetworkError, DiskFullError, UsageError (not a repository's name), ModelFilesError (no safetensors in it, or
@@ -104,7 +107,7 @@ def fetch(
         if verify:
             raise UsageError("verifying compares with the hub's hashes, so it cannot be done offline")
         with clear_errors(repo_id, revision):
-            return cached_folder(repo_id, revision)
+            return cached_folder(repo_id, revision, weights)
     try:
         with clear_errors(repo_id, revision), progress_bars(bool(progress)):
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=30)
@@ -112,17 +115,19 @@ def fetch(
                 file.rfilename: HubFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
                 for file in info.siblings or ()
             }
-            return download(repo_id, revision, str(info.sha), listing, verify)
+            return download(repo_id, revision, str(info.sha), listing, verify, weights)
     except HubUnreachable as error:
         try:
-            folder = cached_folder(repo_id, revision)
+            folder = cached_folder(repo_id, revision, weights)
         except NetworkError:
             raise error from None
         warnings.warn(f"{error}; the copy in the cache is used", stacklevel=2)
         return folder
 
 
-def download(repo_id: str, revision: str | None, commit: str, listing: dict[str, HubFile], verify: bool) -> Path:
+def download(
+    repo_id: str, revision: str | None, commit: str, listing: dict[str, HubFile], verify: bool, weights: bool
+) -> Path:
     """Bring what is needed of that commit and not in the cache yet. The weights come last: who has them has all."""
     from huggingface_hub import hf_hub_download
 
@@ -132,11 +137,11 @@ def download(repo_id: str, revision: str | None, commit: str, listing: dict[str,
             return path
         return Path(hf_hub_download(repo_id, name, revision=commit, force_download=path is not None))
 
-    weights = SINGLE if SINGLE in listing else INDEX
-    if absent := [name for name in ("config.json", weights) if name not in listing]:
+    main = SINGLE if SINGLE in listing else INDEX
+    if absent := [name for name in ("config.json", main) if name not in listing]:
         raise ModelFilesError(f"{repo_id}: has no {' and no '.join(absent)}; choose a repository with safetensors")
-    names = [name for name in (*TEXT_FILES, weights) if name in listing]
-    if weights == INDEX:
+    names = [name for name in (*TEXT_FILES, *([main] if weights else [])) if name in listing]
+    if INDEX in names:
         shards = list(dict.fromkeys(read_index(get(INDEX)).values()))
         if absent := [name for name in shards if name not in listing]:
             raise ModelFilesError(f"{repo_id}: {INDEX} names {absent[0]}, which the repository lacks; use another one")
@@ -160,8 +165,8 @@ def cached(repo_id: str, revision: str | None, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def cached_folder(repo_id: str, revision: str | None) -> Path:
-    """The folder of that revision in the cache, if its weights are complete. Sends nothing."""
+def cached_folder(repo_id: str, revision: str | None, weights: bool) -> Path:
+    """The folder of that revision in the cache, if it is complete. Sends nothing."""
     config = cached(repo_id, revision, "config.json")
     if config is None:
         raise NetworkError(
@@ -169,9 +174,11 @@ def cached_folder(repo_id: str, revision: str | None) -> Path:
             "or use --model FOLDER"
         )
     folder = config.parent
+    if not weights:
+        return folder
     try:
-        weights = find_weights(folder)
-        names = read_index(weights).values() if weights.name == INDEX else [SINGLE]
+        main = find_weights(folder)
+        names = read_index(main).values() if main.name == INDEX else [SINGLE]
         absent = sorted({name for name in names if not (folder / name).exists()})
     except ModelFilesError:
         absent = [f"{SINGLE} or {INDEX}"]

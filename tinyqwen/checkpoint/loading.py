@@ -59,7 +59,7 @@ class MappedFile:
         """The tensor as a read-only view of the file."""
         if stored.offset + stored.nbytes > self.state[0]:
             raise ModelFilesError(f"{self.path}: was cut while being opened; download it again")
-        flat = np.frombuffer(self.bytes, DTYPES[stored.dtype], stored.count, stored.offset)
+        flat = np.frombuffer(self.bytes, DTYPES[stored.dtype], stored.size, stored.offset)
         return flat.reshape(stored.shape)
 
 
@@ -84,7 +84,7 @@ def load(
         read_numbers(stored, start, stop, out[start:stop])
         return (stop - start) * DTYPES[stored.dtype].itemsize
 
-    jobs = [(stored, out, start, stop) for stored, out in to_read for start, stop in pieces(stored.count)]
+    jobs = [(stored, out, start, stop) for stored, out in to_read for start, stop in pieces(stored.size)]
     total, done = sum(stored.nbytes for stored, _ in to_read), 0
     threads = ThreadPoolExecutor(THREADS)
     try:
@@ -134,7 +134,7 @@ def same_values(first: Stored, second: Stored) -> bool:
     """Whether two stored tensors hold the same numbers, whatever their types. Reads both, keeps neither."""
     if first.shape != second.shape:
         return False
-    for start, stop in pieces(first.count):
+    for start, stop in pieces(first.size):
         one, other = np.empty(stop - start, np.float32), np.empty(stop - start, np.float32)
         read_numbers(first, start, stop, one)
         read_numbers(second, start, stop, other)

@@ -42,14 +42,14 @@ class Stored(NamedTuple):
     offset: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Numbers in the tensor."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file; for the types of DTYPES only."""
-        return self.count * DTYPES[self.dtype].itemsize
+        return self.size * DTYPES[self.dtype].itemsize
 
 
 def read_header(path: Path) -> dict[str, Stored]:

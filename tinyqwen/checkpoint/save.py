@@ -26,7 +26,8 @@ import numpy as np
 from tinyqwen.checkpoint.folder import INDEX, SINGLE
 from tinyqwen.checkpoint.loading import pieces
 from tinyqwen.checkpoint.safetensors_file import DTYPES
-from tinyqwen.config import Config, to_json
+from tinyqwen.config import Config
+from tinyqwen.config_json import to_json
 from tinyqwen.errors import DiskFullError, UsageError
 from tinyqwen.weights import Shapes, tensor_shapes
 

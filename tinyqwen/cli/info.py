@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 
 from tinyqwen.checkpoint.hub import resolve_model
-from tinyqwen.config import Config, read_config
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
 from tinyqwen.errors import UsageError
 from tinyqwen.sampling import read_generation_config
 from tinyqwen.sizes import CONTRADICTIONS, SIZES

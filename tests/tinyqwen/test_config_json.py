@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import CONFIGS, dense_config, moe_config, window_config
-from tinyqwen.config import FIXED, FULL, NO_EFFECT, SLIDING, USED, Config, parse_config, read_config, to_json
+from tinyqwen.config import FULL, SLIDING, Config
+from tinyqwen.config_json import FIXED, NO_EFFECT, USED, parse_config, read_config, to_json
 from tinyqwen.errors import ModelFilesError
 
 DENSE = {
