@@ -6,17 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SPINE = [
-    "blocks",
-    "model.py",
-    "step.py",
-    "kv_cache.py",
-    "weights.py",
-    "config.py",
-    "config_json.py",
-    "sizes.py",
-    "errors.py",
-]
+SPINE = ["blocks", "model.py", "step.py", "kv_cache.py", "weights.py", "config.py", "sizes.py", "errors.py"]
 
 
 def modules(*places):

@@ -1,7 +1,7 @@
 """Reading config.json: every key is used, known to be harmless, or refused by name.
 
-An ignored key is a model that runs and is subtly wrong: libraries that drop what they do not know have run Qwen2 without
-its sliding windows and scaled models without their scaling. All that is wrong is said at once, field by field.
+An ignored key is a model that runs and is subtly wrong: libraries that drop what they do not know have run Qwen2
+without its sliding windows, and scaled models without their scaling. All that is wrong is said at once.
 
 The spellings of transformers 4 (`rope_theta`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`) mean the same.
 

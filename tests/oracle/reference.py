@@ -49,6 +49,14 @@ def transformers_model(config: Config, tensors: dict[str, np.ndarray]):
     return model
 
 
+def transformers_folder(folder):
+    """transformers' model of that checkpoint folder, widened to float32, with eager attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 def fused_experts(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """transformers 5 holds a layer's experts as two 3-D tensors; the files, and tinyqwen, hold them one by one."""
     out = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from tests.helpers import Recording, assert_close, greedy, host, logits_of, tokens
-from tests.oracle.reference import CASES, GAP, sharp_weights, transformers_model, transformers_outputs
+from tests.oracle.reference import (
+    CASES,
+    GAP,
+    sharp_weights,
+    transformers_folder,
+    transformers_model,
+    transformers_outputs,
+)  # fmt: skip
+from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
@@ -103,13 +111,14 @@ def test_rope_tables_are_equal(backend, theta, K):
         assert (np.abs(table_TKh - table_TK[0, :, : K // 2].numpy()) <= allowed).all()
 
 
-def test_the_shape_of_the_real_0_5B_is_equal(backend):
-    """Random weights in the shape of Qwen2-0.5B: 24 layers, 14 query heads to 2, 151,936 logits. 5 GB, 20 seconds."""
+def test_a_checkpoint_of_the_real_0_5B_shape_loads_and_agrees(backend, tmp_path):
+    """A bf16 folder in the shape of Qwen2-0.5B, read by either side: 24 layers, 14 query heads to 2, 151,936 logits."""
     config = SIZES["0.5B"].config()
-    tensors = random_weights(config)
+    save_checkpoint(tmp_path, config, random_weights(config))
+    assert (tmp_path / "model.safetensors").stat().st_size == 988_097_824, "the size of the published file"
     ids = tokens(config, 8)
-    theirs = transformers_outputs(transformers_model(config, tensors), ids)
-    weights, cache = on(backend, tensors), KVCache(backend, config)
+    theirs = transformers_outputs(transformers_folder(tmp_path), ids)
+    weights, cache = open_checkpoint(tmp_path).weights, KVCache(backend, config)
     logits_of(backend, config, weights, ids[:-2], cache)
     decoded = [host(forward(backend, config, weights, make_step([([token], cache)]))) for token in ids[-2:]]
     # 24 layers of sums of 896 and 4864 terms, in each side's own order

@@ -115,8 +115,8 @@ def find_weights(folder: Path) -> Path:
         if name in names:
             return folder / name
 
-    def first(*patterns: str) -> str | None:
-        return next((name for name in names if any(Path(name).match(pattern) for pattern in patterns)), None)
+    def first(*patterns: str) -> str:
+        return next((name for name in names if any(Path(name).match(pattern) for pattern in patterns)), "")
 
     if not names:
         raise ModelFilesError(f"{folder}: is empty; download the model into it, or check the path")

@@ -102,7 +102,7 @@ def test_a_piped_prompt_and_no_stream(tinyqwen, folder):
 
 
 def test_a_stop_text_ends_the_answer_before_it(tinyqwen, folder):
-    code, out, _ = tinyqwen("generate", "-m", folder, "-n", 40, "--seed", 1, "--json", "hello")
+    _, out, _ = tinyqwen("generate", "-m", folder, "-n", 40, "--seed", 1, "--json", "hello")
     text = json.loads(out)["text"]
     stop = text[7:9]
     _, out, _ = tinyqwen("generate", "-m", folder, "-n", 40, "--seed", 1, "--json", "--stop", stop, "hello")
