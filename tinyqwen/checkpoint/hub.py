@@ -105,7 +105,7 @@ def fetch(
 
     if offline or constants.HF_HUB_OFFLINE:
         if verify:
-            raise UsageError("verifying compares with the hub's hashes, so it cannot be done offline")
+            raise UsageError("verifying compares with the hub's hashes, so it cannot be done offline; go online")
         with clear_errors(repo_id, revision):
             return cached_folder(repo_id, revision, weights)
     try:
@@ -137,7 +137,7 @@ def download(
             return path
         return Path(hf_hub_download(repo_id, name, revision=commit, force_download=path is not None))
 
-    main = SINGLE if SINGLE in listing else INDEX
+    main = INDEX if INDEX in listing and SINGLE not in listing else SINGLE
     if absent := [name for name in ("config.json", main) if name not in listing]:
         raise ModelFilesError(f"{repo_id}: has no {' and no '.join(absent)}; choose a repository with safetensors")
     names = [name for name in (*TEXT_FILES, *([main] if weights else [])) if name in listing]
@@ -270,7 +270,8 @@ def explain(error: Exception, repo_id: str, revision: str) -> TinyqwenError | No
     match error:
         case errors.HFValidationError():
             return UsageError(
-                f"{repo_id!r} is neither a folder here nor the name of a repository such as Qwen/Qwen2-0.5B-Instruct"
+                f"{repo_id!r} is neither a folder here nor a repository's name; such names look like "
+                "Qwen/Qwen2-0.5B-Instruct"
             )
         case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return explain(error.__cause__, repo_id, revision)  # why the hub could not be asked

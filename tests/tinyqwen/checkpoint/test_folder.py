@@ -17,7 +17,8 @@ from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.checkpoint.inventory import split_experts
 from tinyqwen.checkpoint.loading import PIECE, read_numbers
 from tinyqwen.checkpoint.safetensors_file import read_header
-from tinyqwen.config import Config, to_json
+from tinyqwen.config import Config
+from tinyqwen.config_json import to_json
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.weights import random_weights, tensor_shapes, tree, walk
 
@@ -249,7 +250,7 @@ def test_file_cut_while_being_read(make_folder):
     stored = read_header(path)["model.norm.weight"]
     os.truncate(path, stored.offset + 3)
     with pytest.raises(ModelFilesError, match="was cut while being read"):
-        read_numbers(stored, 0, stored.count, np.empty(stored.count, np.float32))
+        read_numbers(stored, 0, stored.size, np.empty(stored.size, np.float32))
 
 
 def test_an_error_in_progress_stops_the_loading(make_folder):
