@@ -24,7 +24,7 @@ from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import Step, make_step
-from tinyqwen.weights import Node, walk
+from tinyqwen.weights import Node, names_of
 
 CHUNK = 256  # tokens of prompt a step: large enough for fast products, small enough to stop soon after Ctrl-C
 
@@ -163,9 +163,8 @@ def finite(backend: Backend, config: Config, weights: Node, step: Step, logits_N
     for span in step.spans:
         if span.cache is not None:
             span.cache.length -= span.stop - span.start
-    names = {id(place): path for path, place in walk(weights) if path}
     try:
-        forward(FirstNotFinite(backend, names), config, weights, step)
+        forward(FirstNotFinite(backend, names_of(weights)), config, weights, step)
     except NotFinite as error:
         raise ModelFilesError(f"the model's numbers are not finite: {error}; the checkpoint is damaged") from None
     raise ModelFilesError("the model's logits are not finite, but a second run's are; is the machine's memory sound?")

@@ -133,6 +133,18 @@ def walk(weights: Node, path: str = "") -> Iterator[tuple[str, object]]:
             yield from walk(branch, f"{path}.{name}".lstrip("."))
 
 
+def names_of(weights: Node) -> dict:
+    """What wrappers call the model's arrays and nodes, by id; see `backends.places`.
+
+    >>> weights = tree({"model.embed_tokens.weight": np.ones((2, 2)), "model.norm.weight": np.ones(2)})
+    >>> names_of(weights)[id(weights.norm.weight)], names_of(weights)["linear", id(weights.lm_head.weight)]
+    ('norm.weight', 'lm_head.weight')
+    """
+    names: dict = {id(place): path for path, place in walk(weights) if path}
+    names["linear", id(weights.lm_head.weight)] = "lm_head.weight"  # a tied head is the embedding in another part
+    return names
+
+
 def random_weights(config: Config, seed: int = 0, scale: float = 0.02) -> dict[str, np.ndarray]:
     """Tensors of the right shapes with random values, biases too: for tests, benchmarks and lessons.
 

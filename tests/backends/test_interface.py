@@ -60,7 +60,7 @@ def test_nested_operations_pass_through_the_door(backend):
     assert names.count("sparse_moe") == names.count("route") == 2  # a sparse layer in two steps
     if not backend.bodies:  # a replaced attention need not open up
         per_sequence = 2 * 2 * config.num_hidden_layers  # steps, sequences, layers
-        assert names.count("attention_scores") == names.count("attention_mix") == per_sequence
+        assert names.count("scores") == names.count("mix") == per_sequence
         assert names.count("softmax") == per_sequence + names.count("route")
         assert set(names) == set(OPERATIONS)
 

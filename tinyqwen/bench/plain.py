@@ -23,7 +23,7 @@ from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
 from tinyqwen.weights import random_weights, tree
 
-PRODUCTS = ("linear", "attention_scores", "attention_mix")
+PRODUCTS = ("linear", "scores", "mix")
 
 
 class Recording(Wrapper):
@@ -39,7 +39,7 @@ class Recording(Wrapper):
             if operation.name != "linear":  # R query heads share one product
                 G, R, T, width = left.shape
                 left = np.broadcast_to(np.float32(0), (G, R * T, width))
-            if operation.name == "attention_mix":
+            if operation.name == "mix":
                 right = right.swapaxes(1, 2)
             self.products.append((left.shape, right.shape))
         return super().run(operation, arrays, settings, door)

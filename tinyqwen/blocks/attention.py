@@ -95,14 +95,14 @@ def attend(backend, q_THK, k_GSK, v_GSK, *, window=None):
     R = H // G
     # One matrix product per KV head serves its R query heads: K and V are read once, not R times.
     q_GRTK = q_THK.reshape(T, G, R, K).transpose(1, 2, 0, 3)
-    scores_GRTS = attention_scores(backend, q_GRTK, k_GSK, window=window)
+    scores_GRTS = scores(backend, q_GRTK, k_GSK, window=window)
     weights_GRTS = softmax(backend, scores_GRTS)
-    out_GRTK = attention_mix(backend, weights_GRTS, v_GSK)
+    out_GRTK = mix(backend, weights_GRTS, v_GSK)
     return out_GRTK.transpose(2, 0, 1, 3).reshape(T, H, K)
 
 
 @operation
-def attention_scores(backend, q_GRTK, k_GSK, *, window=None):
+def scores(backend, q_GRTK, k_GSK, *, window=None):
     """How much each query wants each key: q . k / sqrt(K), and minus infinity where the key is not visible."""
     xp = backend.xp
     G, R, T, K = q_GRTK.shape
@@ -129,7 +129,7 @@ def visible(xp, T, S, window=None):
     return causal_TS if window is None else causal_TS & (key_S > query_T1 - window)
 
 
-@attention_scores.cost
+@scores.cost
 def _(q_GRTK, k_GSK, *, window=None):
     (G, R, T, K), S = q_GRTK.shape, k_GSK.shape[1]
     out_GRTS = shape_only((G, R, T, S), q_GRTK.dtype)
@@ -158,13 +158,13 @@ def _(scores):
 
 
 @operation
-def attention_mix(backend, weights_GRTS, v_GSK):
+def mix(backend, weights_GRTS, v_GSK):
     """The weighted mean of the values."""
     G, R, T, S = weights_GRTS.shape
     return (weights_GRTS.reshape(G, R * T, S) @ v_GSK).reshape(G, R, T, -1)
 
 
-@attention_mix.cost
+@mix.cost
 def _(weights_GRTS, v_GSK):
     (G, R, T, S), K = weights_GRTS.shape, v_GSK.shape[2]
     out_GRTK = shape_only((G, R, T, K), weights_GRTS.dtype)

@@ -10,7 +10,7 @@ from collections import namedtuple
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -47,6 +47,7 @@ def test_index_is_laid_out_as_published():
     assert text.startswith('{\n  "metadata": {\n    "total_size": 15231233024\n  },\n  "weight_map": {\n    "lm_head')
 
 
+@example([3, 2, 1], 10)  # exactly full
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 100))
 def test_shards_hold_everything_once_and_are_full(counts, limit):
     shapes = {f"t{i}": (count,) for i, count in enumerate(counts)}
@@ -134,6 +135,19 @@ def test_full_disk_or_interrupt_leaves_nothing(tmp_path, configs, monkeypatch, s
     with pytest.raises(DiskFullError if isinstance(stop, OSError) else KeyboardInterrupt):
         save_checkpoint(tmp_path, configs["tied"], random_weights(configs["tied"]), max_shard_bytes=shard)
     assert not list(tmp_path.iterdir())
+
+
+def test_renamed_when_all_are_complete_and_config_last(tmp_path, configs, monkeypatch):
+    renamed, real = [], save.os.replace
+
+    def replace(part, name):
+        assert len(list(tmp_path.glob(".*.part"))) + len(renamed) == 5, "all are there before the first is renamed"
+        renamed.append(name.name)
+        real(part, name)
+
+    monkeypatch.setattr(save.os, "replace", replace)
+    save_checkpoint(tmp_path, configs["tied"], random_weights(configs["tied"]), max_shard_bytes=1300)
+    assert renamed[3:] == ["model.safetensors.index.json", "config.json"]
 
 
 def test_interrupted_overwrite_keeps_the_old_checkpoint(make_folder, configs, monkeypatch):

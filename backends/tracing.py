@@ -1,0 +1,120 @@
+"""Tracing: one record for every operation that passes the door, with its place, shapes, time and cost.
+
+The model does not know that it is watched, and what is recorded is small: shapes, not arrays. Costs are computed once
+for each kind of call and then remembered, because all layers of a model call alike; so a record costs some 3 us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backends.interface import Backend, Cost, Operation
+from backends.places import Places
+
+Shape = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Span:
+    """One operation that ran.
+
+    path        its place, such as layers.3.self_attn.q_proj
+    operation   its name
+    depth       how many operations it ran inside of
+    start, end  seconds, of time.perf_counter
+    shape       of the result (of the first, if there are several)
+    dtype       of the result
+    cost        what it had to do; None for a composite, whose parts have records of their own
+    weights     bytes of the model's own arrays among what it read
+    replaced    whether a faster body ran, and not the definition
+    inside      seconds spent in operations inside this one
+    """
+
+    path: str
+    operation: str
+    depth: int
+    start: float
+    end: float
+    shape: Shape
+    dtype: str
+    cost: Cost | None
+    weights: int
+    replaced: bool
+    inside: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+class Tracing(Places):
+    """Records a `Span` for each operation, in order of starting. `closed` spans were inside one that has a cost itself.
+
+    >>> import numpy as np
+    >>> double = Operation(lambda backend, x: x + x); double.name = "double"
+    >>> tracing = Tracing(Backend(), {})
+    >>> out = double(tracing, np.ones((2, 3), np.float32))
+    >>> [(span.path, span.shape, span.dtype) for span in tracing.spans]
+    [('double', (2, 3), 'float32')]
+    """
+
+    def __init__(self, inner: Backend, names: Mapping):
+        super().__init__(inner, names)
+        self.spans: list[Span] = []
+        self._costs: dict = {}
+        self._inside = [0.0]
+
+    def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
+        path = self.place(operation, arrays)
+        span = Span(path, operation.name, len(self.inside), 0.0, 0.0, (), "", None, 0, False, 0.0)
+        self.spans.append(span)
+        self.inside.append(path)
+        self._inside.append(0.0)
+        span.start = time.perf_counter()
+        try:
+            out = super().run(operation, arrays, settings, door)
+        finally:
+            span.end = time.perf_counter()
+            self.inside.pop()
+            span.inside = self._inside.pop()
+            self._inside[-1] += span.end - span.start
+        first = out[0] if isinstance(out, tuple) else out
+        first = first[0] if isinstance(first, list) else first
+        span.shape, span.dtype = tuple(first.shape), str(first.dtype)
+        span.replaced = operation.name in self.bodies
+        if operation.cost_of is not None:
+            span.cost, span.weights = self.cost(operation, arrays, settings)
+        return out
+
+    def cost(self, operation: Operation, arrays: tuple, settings: dict) -> tuple[Cost, int]:
+        """The cost of a call and the bytes of weights in it, remembered by the shapes and settings that decide them."""
+        kinds = tuple([kind(array) for array in arrays])
+        key = (operation.name, kinds, *settings.items())
+        try:
+            known = self._costs.get(key)
+        except TypeError:  # a setting that cannot be a key
+            key, known = None, None
+        if known is None:
+            cost = operation.cost_of(*arrays, **settings)._replace(out=None)
+            weights = sum(array.nbytes for array in arrays if id(array) in self.names and hasattr(array, "nbytes"))
+            known = cost, weights
+            if key is not None:
+                self._costs[key] = known
+        return known
+
+
+def kind(array) -> tuple:
+    """What costs depend on: shape and dtype; of a list, of each; of a tree of weights, which one it is.
+
+    >>> import numpy as np
+    >>> kind(np.ones((2, 3), np.float32)), kind([np.ones(4)]), kind(None)
+    (((2, 3), dtype('float32')), (((4,), dtype('float64')),), ())
+    """
+    shape = getattr(array, "shape", None)
+    if shape is not None:
+        return shape, array.dtype
+    if isinstance(array, (list, tuple)):
+        return tuple([kind(item) for item in array])
+    return () if array is None else (id(array),)
