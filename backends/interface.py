@@ -146,7 +146,7 @@ def shape_only(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     >>> embed_tokens_VD.nbytes, embed_tokens_VD[:10].reshape(5, -1).shape
     (4982833152, (5, 16384))
     """
-    return np.broadcast_to(np.empty((), dtype), shape)
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def nbytes(*arrays) -> int:

@@ -48,7 +48,10 @@ class Meta(Backend):
         """Count an array as long as anything refers to it: Python's own reference counts are the model's liveness."""
         self.live_bytes += array.nbytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(array, self.release, array.nbytes)
+        owner = array
+        while owner.base is not None:  # views refer to the first owner of the memory, and not to the array viewed
+            owner = owner.base
+        weakref.finalize(owner, self.release, array.nbytes)
 
     def release(self, nbytes: int) -> None:
         self.live_bytes -= nbytes

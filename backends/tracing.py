@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from backends.interface import Backend, Cost, Operation
 from backends.places import Places
@@ -38,7 +39,7 @@ class Span:
     start: float
     end: float
     shape: Shape
-    dtype: str
+    dtype: Any
     cost: Cost | None
     weights: int
     replaced: bool
@@ -57,7 +58,7 @@ class Tracing(Places):
     >>> tracing = Tracing(Backend(), {})
     >>> out = double(tracing, np.ones((2, 3), np.float32))
     >>> [(span.path, span.shape, span.dtype) for span in tracing.spans]
-    [('double', (2, 3), 'float32')]
+    [('double', (2, 3), dtype('float32'))]
     """
 
     def __init__(self, inner: Backend, names: Mapping):
@@ -68,7 +69,7 @@ class Tracing(Places):
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         path = self.place(operation, arrays)
-        span = Span(path, operation.name, len(self.inside), 0.0, 0.0, (), "", None, 0, False, 0.0)
+        span = Span(path, operation.name, len(self.inside), 0.0, 0.0, (), None, None, 0, False, 0.0)
         self.spans.append(span)
         self.inside.append(path)
         self._inside.append(0.0)
@@ -82,7 +83,7 @@ class Tracing(Places):
             self._inside[-1] += span.end - span.start
         first = out[0] if isinstance(out, tuple) else out
         first = first[0] if isinstance(first, list) else first
-        span.shape, span.dtype = tuple(first.shape), str(first.dtype)
+        span.shape, span.dtype = first.shape, first.dtype
         span.replaced = operation.name in self.bodies
         if operation.cost_of is not None:
             span.cost, span.weights = self.cost(operation, arrays, settings)
@@ -92,16 +93,12 @@ class Tracing(Places):
         """The cost of a call and the bytes of weights in it, remembered by the shapes and settings that decide them."""
         kinds = tuple([kind(array) for array in arrays])
         key = (operation.name, kinds, *settings.items())
-        try:
-            known = self._costs.get(key)
-        except TypeError:  # a setting that cannot be a key
-            key, known = None, None
+        known = self._costs.get(key)
         if known is None:
+            assert operation.cost_of is not None
             cost = operation.cost_of(*arrays, **settings)._replace(out=None)
             weights = sum(array.nbytes for array in arrays if id(array) in self.names and hasattr(array, "nbytes"))
-            known = cost, weights
-            if key is not None:
-                self._costs[key] = known
+            self._costs[key] = known = cost, weights
         return known
 
 

@@ -260,6 +260,8 @@ def complaints_across_fields(raw: dict) -> list[str]:
         if SLIDING in types and not raw.get("use_sliding_window"):
             found.append(f"layer_types says {SLIDING} but use_sliding_window is false")
     if raw["model_type"] == "qwen2_moe":
+        if layers * raw["num_experts"] > 2**17:
+            found.append(f"num_hidden_layers {layers} x num_experts {raw['num_experts']} is more than any model has")
         if raw["num_experts"] < 1:
             found.append("num_experts is 0, but model_type is qwen2_moe")
         if not 1 <= raw["num_experts_per_tok"] <= raw["num_experts"]:

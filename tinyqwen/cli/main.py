@@ -23,6 +23,7 @@ VERBS = {
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
     "tokens": "show how a text is cut into tokens",
+    "trace": "watch every operation: shape, time, distance from the machine's limit",
 }
 
 WELCOME = """\

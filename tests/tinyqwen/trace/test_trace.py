@@ -1,0 +1,181 @@
+"""The trace: steps apart, sums that equal closed forms, and a table that reads well at any width."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+import backends
+from backends import shape_only
+from tests.checkpoints import write_tiny_checkpoint
+from tests.helpers import CONFIGS, small_weights
+from tinyqwen.cli.main import main
+from tinyqwen.generate import Running, generate
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.sampling import Sampling
+from tinyqwen.sizes import SIZES
+from tinyqwen.trace.machine import Machine, measure, seconds_per_span
+from tinyqwen.trace.record import closed, record, rows, split_layers
+from tinyqwen.trace.table import LETTERS, fold, print_trace, si
+from tinyqwen.weights import fill, tree
+
+MACHINE = Machine("toy", 10e9, 100e9)
+
+
+def start(backend, config, prompt=11, decode=4, **settings):
+    return Running(
+        list(range(1, prompt + 1)), KVCache(backend, config), Sampling(do_sample=True), 10**6,
+        max_new_tokens=decode + 1, **settings,
+    )  # fmt: skip
+
+
+def traced(name="dense", **settings):
+    config, backend = CONFIGS[name], backends.get("numpy")
+    return record(backend, config, small_weights(config), start(backend, config, **settings), chunk=4)
+
+
+def printed(steps, width, opened=0, times=True):
+    console = Console(file=io.StringIO(), width=width)
+    print_trace(console, steps, MACHINE, opened=opened, overhead=1e-6, times=times)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tracing_a_generation_changes_no_token(backend, name):
+    config = CONFIGS[name]
+    weights = small_weights(config, backend)
+    plain, watched = start(backend, config, seed=3), start(backend, config, seed=3)
+    for _ in generate(backend, config, weights, [plain]):
+        pass
+    record(backend, config, weights, watched)
+    assert plain.ids == watched.ids
+
+
+def test_steps_are_told_apart():
+    steps = traced()
+    assert [(step.phase, step.tokens, step.context) for step in steps] == [
+        ("prefill", 4, 4), ("prefill", 4, 8), ("prefill", 3, 11),
+        ("decode", 1, 12), ("decode", 1, 13), ("decode", 1, 14), ("decode", 1, 15),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_work_and_weights_of_a_decode_step_equal_the_closed_forms(size):
+    """On shapes alone: FLOPs of the products are 2 per parameter used, and the weights read are the file's bytes."""
+    from tinyqwen.weights import count_parameters, tensor_shapes
+
+    config, backend = SIZES[size].config(), backends.get("meta")
+    weights = tree(fill(config, lambda _, shape: shape_only(shape)))
+    step = record(backend, config, weights, start(backend, config, decode=1))[-1]
+    spans = closed(step.spans)
+    counts, D, V = count_parameters(config), config.hidden_size, config.vocab_size
+    vectors = sum(shape[0] for shape in tensor_shapes(config).values() if len(shape) == 1)
+    matrices = counts["active"] - vectors - (0 if config.tie_word_embeddings else V * D)  # the input table is looked up
+    of_experts = config.num_hidden_layers * config.num_experts_per_tok * (5 * config.moe_intermediate_size + 2 * D)
+    products = {"linear", "route", "experts"}
+    flops = sum(span.cost.flops for span in spans if span.operation in products)
+    biases = config.num_hidden_layers * (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    router_softmax = 5 * config.num_experts * config.num_hidden_layers
+    assert flops == 2 * matrices + biases + of_experts + router_softmax
+    if not config.num_experts:
+        read = sum(span.weights for span in spans)
+        assert read == 4 * (counts["total"] + (V * D if config.tie_word_embeddings else 0)), "a tied table is met twice"
+
+
+def test_what_is_inside_a_closed_operation_is_not_counted_twice():
+    step = traced("moe")[-1]
+    names = [span.operation for span in closed(step.spans)]
+    assert "attention" in names and "scores" not in names
+    assert names.count("experts") == 1 and "decoder_layer" not in names
+
+
+def test_equal_layers_are_folded_and_others_are_not():
+    _, layers, _ = split_layers(rows(traced("moe")[-3:]))
+    shown = fold(layers, opened=2)
+    assert [(layer.number, [other.number for other in folded]) for layer, folded in shown] == [(1, []), (2, [0, 3])]
+    assert [layer.number for layer, _ in fold(layers, None)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_letters_of_every_result_are_true(name):
+    """The table's letters against the sizes of a run in which all sizes differ."""
+    config = CONFIGS[name]
+    sizes = {**config.letters, "T": 1, "S": 15}
+    for span in traced(name)[-1].spans:
+        letters = LETTERS.get(span.operation, "")
+        axes = [letter for letter in letters if letter.isupper()]
+        if letters:
+            assert len(axes) == len(span.shape), span
+        for axis, size in zip(axes, span.shape):
+            if axis in sizes and axis not in "FK":  # F also names an expert's width, K in TKh is half of it
+                assert sizes[axis] == size or (axis == "T" and span.shape[0] >= 1), (span.path, letters, span.shape)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_table_fits_and_names_everything(name, width):
+    text = printed(traced(name), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    for word in ("prefill", "decode", "embed_tokens", "layers.0", "q_proj", "attention", "lm_head", "total decode"):
+        assert word in text, word
+    if width >= 100:
+        assert "…" not in text, "nothing is cut at 100 columns"
+
+
+def test_the_totals_are_the_sums():
+    steps = traced()
+    flops = sum(span.cost.flops for span in closed(steps[-1].spans))
+    last_line = printed(steps, 100).splitlines()[-2]
+    assert last_line.startswith("total decode ") and f"{si(flops)}FLOP" in last_line
+
+
+def test_this_machine_is_measured_and_watching_is_cheap():
+    machine = measure(megabytes=16, size=128, rounds=1)
+    assert 1e8 < machine.bytes_per_second < 1e13 and 1e8 < machine.flops_per_second < 1e15
+    assert 0 <= seconds_per_span(50) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder, endless=True)
+    return folder
+
+
+def test_the_command_traces_a_model(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    target = tmp_path / "spans.jsonl"
+    assert main(["trace", "-m", str(folder), "--decode", "2", "--layer", "1", "--jsonl", str(target), "hello"]) == 0
+    out = capsys.readouterr().out
+    assert "layers.1 and 0" in out and "this machine" in out.lower()
+    spans = [json.loads(line) for line in target.read_text().splitlines()]
+    assert {span["phase"] for span in spans} == {"prefill", "decode"}
+    assert {"path", "shape", "dtype", "time_s", "flops", "read", "floor_s", "bound"} <= set(spans[0])
+    assert sum(span["path"] == "lm_head" for span in spans) == 3
+
+
+def test_the_command_plans_the_largest_models_on_shapes_alone(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    for size in ("72B", "57B-A14B"):
+        assert main(["trace", "--backend", "meta", "--size", size, "-q"]) == 0
+        out = capsys.readouterr().out
+        assert "at best" in out and "floor" in out and "…" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trace", "-m", "{folder}"], "no prompt"),
+        (["trace", "-m", "{folder}", "--layer", "x", "hi"], "--layer"),
+        (["trace", "-m", "{folder}", "--layer", "7", "hi"], "layers 0 to 1"),
+        (["trace", "-m", "{folder}", "--decode", "0", "hi"], "--decode"),
+        (["trace", "--backend", "meta", "--size", "6B"], "2.5-7B"),
+        (["trace", "hi"], "no model named"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(folder, capsys, arguments, words):
+    code = main([word.replace("{folder}", str(folder)) for word in arguments])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1

@@ -1,0 +1,132 @@
+"""Recording a generation: the steps it took, and the spans of each.
+
+`generate` runs unchanged, on a backend that is wrapped in `Tracing`; prefill and decode are kept apart, because the one
+is bound by arithmetic and the other by memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from backends.interface import Backend
+from backends.tracing import Span, Tracing
+from tinyqwen.config import Config
+from tinyqwen.generate import CHUNK, Running, generate
+from tinyqwen.weights import Node, names_of
+
+
+@dataclass
+class TracedStep:
+    """One call of the model and the choice of a token after it.
+
+    phase      prefill or decode
+    tokens     how many tokens went through
+    context    how many tokens were visible at the end of it
+    spans      every operation, in order of starting
+    """
+
+    phase: str
+    tokens: int
+    context: int
+    spans: list[Span]
+
+    @property
+    def seconds(self) -> float:
+        return self.spans[-1].end - self.spans[0].start
+
+
+def record(
+    backend: Backend,
+    config: Config,
+    weights: Node,
+    running: Running,
+    *,
+    vocabulary: int | None = None,
+    chunk: int = CHUNK,
+) -> list[TracedStep]:
+    """Run that sequence to its end under a tracer. The tokens are the same as without."""
+    tracing = Tracing(backend, names_of(weights))
+    starts: list[tuple[int, int]] = []
+    running.cache.reserve(len(running.ids) + (running.max_new_tokens or 0))
+
+    def before_step():
+        starts.append((len(tracing.spans), running.cache.length))
+
+    for _ in generate(tracing, config, weights, [running], vocabulary=vocabulary, chunk=chunk, before_step=before_step):
+        pass
+    ends = [*starts[1:], (len(tracing.spans), running.cache.length)]
+    steps = []
+    for (first, before), (last, after) in zip(starts, ends):
+        phase = "decode" if before >= running.prompt_length else "prefill"
+        steps.append(TracedStep(phase, after - before, after, tracing.spans[first:last]))
+    return steps
+
+
+def closed(spans: Iterable[Span]) -> list[Span]:
+    """The spans that count: each with a cost, without those inside one that has a cost itself.
+
+    Their FLOPs and bytes add up to the whole, nothing twice.
+    """
+    found, inside = [], None
+    for span in spans:
+        if inside is not None and span.depth > inside:
+            continue
+        inside = span.depth if span.cost is not None else None
+        if span.cost is not None:
+            found.append(span)
+    return found
+
+
+@dataclass
+class Row:
+    """The same operation in several steps: its last span, and the median of its times."""
+
+    span: Span
+    seconds: float
+
+
+def rows(steps: list[TracedStep]) -> list[Row]:
+    """One row per operation, in order; the times are medians over the steps, which must be alike.
+
+    Steps that differ (a prompt's last chunk is shorter) are left out: the first decides.
+    """
+    alike = [step for step in steps if signature(step.spans) == signature(steps[0].spans)]
+    return [
+        Row(each[-1], statistics.median(span.seconds for span in each)) for each in zip(*(step.spans for step in alike))
+    ]
+
+
+def signature(spans: list[Span]) -> tuple:
+    return tuple((span.path, span.operation, span.depth) for span in spans)
+
+
+@dataclass
+class Layer:
+    """A layer's rows, its own first; `same` is what equal layers share: everything but the number and the times."""
+
+    number: int
+    rows: list[Row]
+
+    @property
+    def same(self) -> tuple:
+        prefix = f"layers.{self.number}"
+        return tuple((row.span.path.removeprefix(prefix), row.span.shape, row.span.dtype) for row in self.rows)
+
+
+def split_layers(all_rows: list[Row]) -> tuple[list[Row], list[Layer], list[Row]]:
+    """What comes before the layers, the layers, and what comes after them."""
+    before: list[Row] = []
+    layers: list[Layer] = []
+    after: list[Row] = []
+    for row in all_rows:
+        parts = row.span.path.split(".")
+        if parts[0] == "layers":
+            number = int(parts[1])
+            if not layers or layers[-1].number != number:
+                layers.append(Layer(number, []))
+            layers[-1].rows.append(row)
+        else:
+            (after if layers else before).append(row)
+    return before, layers, after
