@@ -17,6 +17,7 @@ from backends.interface import Backend, Operation, shape_only
 class Meta(Backend):
     """A backend without data.
 
+    opened                   names of operations to look inside of although they have a cost of their own
     live_bytes, peak_bytes   what the results that are still referred to would take, now and at most
 
     >>> import numpy as np
@@ -31,12 +32,13 @@ class Meta(Backend):
 
     name = "meta"
 
-    def __init__(self, dtype="float32"):
+    def __init__(self, dtype="float32", opened: frozenset[str] = frozenset()):
         super().__init__(dtype=dtype)
+        self.opened = opened
         self.live_bytes = self.peak_bytes = 0
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
-        if operation.cost_of is None:
+        if operation.cost_of is None or operation.name in self.opened:
             return operation.definition(door or self, *arrays, **settings)
         out = operation.cost_of(*arrays, **settings).out
         for array in out if isinstance(out, tuple) else (out,):

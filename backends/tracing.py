@@ -98,7 +98,7 @@ class Tracing(Places):
             assert operation.cost_of is not None
             cost = operation.cost_of(*arrays, **settings)._replace(out=None)
             weights = sum(array.nbytes for array in arrays if id(array) in self.names and hasattr(array, "nbytes"))
-            self._costs[key] = known = cost, weights
+            self._costs[key] = known = cost, min(weights, cost.read)  # an embedding reads some rows of its table
         return known
 
 

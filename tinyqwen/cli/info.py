@@ -16,12 +16,10 @@ from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import UsageError
+from tinyqwen.plan import FORMATS, weight_bytes
 from tinyqwen.sampling import read_generation_config
 from tinyqwen.sizes import CONTRADICTIONS, SIZES
 from tinyqwen.weights import count_parameters
-
-# Bits a parameter: int8 and int4 come in groups of 32 with one float16 scale, and so cost half a bit more.
-FORMATS = {"f32": 32, "bf16": 16, "int8": 8.5, "int4": 4.5}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +81,7 @@ def figures(config: Config) -> dict:
     return {
         "shape": shapes,
         "parameters": counts,
-        "weight_bytes": {name: round(counts["total"] * bits / 8) for name, bits in FORMATS.items()},
+        "weight_bytes": {name: weight_bytes(config, name) for name in FORMATS},
         "kv_cache_bytes_per_token": {
             name: config.kv_values_per_token * size for name, size in (("f32", 4), ("bf16", 2))
         },

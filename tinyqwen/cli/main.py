@@ -22,6 +22,7 @@ VERBS = {
     "chat": "talk with a model",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
+    "plan": "memory and speed of any size, without downloading it",
     "tokens": "show how a text is cut into tokens",
     "trace": "watch every operation: shape, time, distance from the machine's limit",
 }

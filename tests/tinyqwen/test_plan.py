@@ -1,0 +1,142 @@
+"""Plans: counted memory is what a real run allocates, work equals closed forms, and no floor is above another's."""
+
+import json
+import tracemalloc
+
+import pytest
+
+import backends
+from tests.checkpoints import write_tiny_checkpoint
+from tests.helpers import CONFIGS, dense_config, moe_config
+from tinyqwen.checkpoint import save_checkpoint
+from tinyqwen.cli.main import main
+from tinyqwen.devices import DEVICES
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.plan import FORMATS, Plan, weight_bytes
+from tinyqwen.sizes import SIZES
+from tinyqwen.step import make_step
+from tinyqwen.trace.machine import Machine
+from tinyqwen.weights import count_parameters, random_weights, tree
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_and_cache_are_what_a_real_run_allocates_to_the_byte(name):
+    config = CONFIGS[name]
+    tensors = random_weights(config)
+    cache = KVCache(backends.get("numpy"), config)
+    cache.reserve(300)
+    memory = Plan(config, 300).memory()
+    assert memory.weights == sum(tensor.nbytes for tensor in tensors.values())
+    assert memory.kv_cache == cache.nbytes
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weight_bytes_are_the_checkpoints(size):
+    config = SIZES[size].config()
+    assert weight_bytes(config, "bf16") == 2 * count_parameters(config)["total"]
+    assert [weight_bytes(config, format) for format in FORMATS] == sorted(
+        (weight_bytes(config, format) for format in FORMATS), reverse=True
+    )
+
+
+def test_the_file_of_a_planned_model_has_the_planned_size(tmp_path):
+    config = CONFIGS["moe"]
+    save_checkpoint(tmp_path, config, random_weights(config), dtype="bfloat16")
+    file = tmp_path / "model.safetensors"
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header == weight_bytes(config, "bf16")
+
+
+@pytest.mark.parametrize("make", [dense_config, moe_config])
+def test_the_planned_peak_is_within_a_tenth_of_the_measured_one(make):
+    """NumPy reports its allocations to tracemalloc: a chunk of 256 at the end of 1024 tokens, weights included."""
+    config = make(hidden_size=128, intermediate_size=344, num_attention_heads=8, head_dim=16, vocab_size=2000)
+    backend = backends.get("numpy")
+    plan = Plan(config, 1024).memory()
+    tracemalloc.start()
+    try:
+        weights = tree(random_weights(config))
+        cache = KVCache(backend, config)
+        cache.reserve(1024)
+        cache.length = 1024 - 256
+        for pair in cache.layers:
+            pair[...] = 0
+        tracemalloc.reset_peak()
+        forward(backend, config, weights, make_step([([1] * 256, cache)]))
+        measured = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert abs(plan.total - measured) < 0.1 * measured, (plan, measured)
+
+
+def test_work_does_not_depend_on_how_a_prompt_is_cut():
+    """FLOPs of one prefill equal those of token by token, but for the logits: only the last token's are computed."""
+    config = CONFIGS["window"]
+    plan = Plan(config, 12)
+    whole = plan.prefill().flops
+    parts = sum(plan.work(1, depth).flops for depth in range(12))
+    per_token_head = 2 * config.hidden_size * config.vocab_size + 4 * config.hidden_size + 2
+    assert whole == parts - 11 * per_token_head
+
+
+def test_smaller_formats_move_fewer_bytes_and_are_never_slower():
+    config = SIZES["0.5B"].config()
+    work, machine = Plan(config, 4096).decode(), Machine("toy", 50e9, 1e12)
+    floors = [work.floor(machine, scale, kv) for scale, kv in ((1, 1), (0.5, 1), (0.5, 0.5), (0.14, 0.5))]
+    assert floors == sorted(floors, reverse=True)
+    cache = 4096 * 4 * config.kv_values_per_token
+    assert work.moved(1, 1) - work.moved(1, 0.5) == pytest.approx(cache / 2, rel=1e-3)
+    weights = weight_bytes(config, "f32")
+    assert work.moved(1, 1) - work.moved(0.5, 1) == pytest.approx(weights / 2, rel=1e-3)
+
+
+def test_a_prompt_of_the_full_context_is_planned_at_once():
+    plan = Plan(SIZES["72B"].config(base=True), 131072)
+    attention = 80 * 64 * (131072 * 131073 // 2) * (4 * 128 + 5)
+    products = 2 * 131072 * (count_parameters(plan.config)["total"] - 2 * 152064 * 8192)
+    assert plan.prefill().flops == pytest.approx(attention + products, rel=1e-3)
+
+
+# ---- the command ----
+
+
+def run(capsys, *arguments):
+    code = main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_plans_one_size(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "--size", "72B", "--context", "131072", "--dtype", "int4")
+    assert code == 0 and "H200" in out and "42,949,672,960 bytes" in out
+    assert max(map(len, out.splitlines())) <= 80
+    facts = json.loads(run(capsys, "--size", "72B", "--context", "131072", "--dtype", "int4", "--json")[1])
+    assert facts["memory"]["total"] == sum(facts["memory"][key] for key in ("weights", "kv_cache", "activations"))
+    assert set(facts["devices"]) == set(DEVICES)
+    assert facts["devices"]["H200"]["fits"] and not facts["devices"]["RTX 4090"]["fits"]
+
+
+def test_the_command_plans_all_sizes_and_a_folder_and_this_machine(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("tinyqwen.cli.plan.measure", lambda: Machine("this machine", 1e10, 1e11))
+    code, out, _ = run(capsys)
+    assert code == 0 and all(size in out for size in SIZES)
+    write_tiny_checkpoint(tmp_path)
+    code, out, _ = run(capsys, "--model", str(tmp_path), "--device", "this")
+    assert code == 0 and "this machine" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "8B"], "2.5-7B"),
+        (["--context", "0"], "--context"),
+        (["--device", "abacus"], "RTX 4090"),
+        (["--size", "7B", "--model", "x"], "two models"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(capsys, arguments, words):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1

@@ -1,0 +1,188 @@
+"""What a model will need and how fast it can be, without downloading it: it runs on shapes alone.
+
+Without --size, all published sizes: which fit where. Times are floors, from datasheets or (--device this) from what
+this machine was measured to do: real ones are longer, never shorter.
+
+  tinyqwen plan --size 72B --context 131072 --dtype int4
+  tinyqwen plan --context 8192 --kv bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
+from tinyqwen.devices import DEVICES
+from tinyqwen.errors import UsageError
+from tinyqwen.plan import BYTES, FORMATS, Plan, weight_bytes
+from tinyqwen.sizes import SIZES
+from tinyqwen.trace.machine import Machine, measure
+
+ROOMS = (8, 16, 24, 80)  # GB of memory that people have
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", metavar="SIZE", help="a published size (default: all of them)")
+    parser.add_argument("--base", action="store_true", help="the base model instead of the instruct model")
+    parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a folder or a name on the hub: its config.json")
+    parser.add_argument("--revision", help="a branch, tag or commit on the hub")
+    parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
+    parser.add_argument("--context", "-c", type=int, default=4096, metavar="N", help="tokens (default 4096)")
+    parser.add_argument("--dtype", choices=FORMATS, default="bf16", help="how weights are stored (default bf16)")
+    parser.add_argument("--kv", choices=list(BYTES), default="bf16", help="how the cache is stored (default bf16)")
+    parser.add_argument("--device", metavar="NAME", help="one device, or this (default: all): " + ", ".join(DEVICES))
+    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not 1 <= arguments.context <= 2**24:
+        raise UsageError(f"--context must be from 1 to {2**24}, is {arguments.context}")
+    machines = machines_of(arguments.device)
+    if arguments.size and arguments.model:
+        raise UsageError("--size and --model name two models; give one of them")
+    if arguments.model:
+        folder = resolve_model(
+            arguments.model, None, revision=arguments.revision, offline=arguments.offline, weights=False
+        )
+        facts = plan_one(str(arguments.model), read_config(folder / "config.json"), arguments, machines)
+    elif arguments.size:
+        if arguments.size not in SIZES:
+            raise UsageError(f"no size {arguments.size!r}; there are {', '.join(SIZES)}")
+        config = SIZES[arguments.size].config(arguments.base)
+        facts = plan_one(SIZES[arguments.size].hub_id(arguments.base), config, arguments, machines)
+    else:
+        facts = plan_all(arguments)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    elif "sizes" in facts:
+        show_all(facts)
+    else:
+        show_one(facts)
+    return 0
+
+
+def machines_of(name: str | None) -> dict[str, tuple[float | None, Machine]]:
+    """The devices to plan for: memory in bytes (None: not known) and limits."""
+    if name == "this":
+        machine = measure()
+        return {"this machine": (None, machine)}
+    chosen = DEVICES if name is None else {key: DEVICES[key] for key in DEVICES if key.lower() == name.lower()}
+    if not chosen:
+        raise UsageError(f"no device {name!r}; there are this, {', '.join(DEVICES)}")
+    return {
+        key: (device.memory * 1e9, Machine(key, device.bandwidth * 1e9, device.teraflops * 1e12))
+        for key, device in chosen.items()
+    }
+
+
+def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines: dict) -> dict:
+    """Everything about one model at one context, in one format."""
+    plan = Plan(config, arguments.context)
+    memory = plan.memory(arguments.dtype, arguments.kv)
+    scale = weight_bytes(config, arguments.dtype) / weight_bytes(config, "f32")
+    kv_scale = BYTES[arguments.kv] / 4
+    first, last, prompt = plan.decode(0), plan.decode(), plan.prefill()
+    devices = {}
+    for device, (room, machine) in machines.items():
+        devices[device] = {
+            "fits": None if room is None else memory.total <= room,
+            "decode_tokens_per_s_empty": 1 / first.floor(machine, scale, kv_scale),
+            "decode_tokens_per_s_full": 1 / last.floor(machine, scale, kv_scale),
+            "prefill_s": prompt.floor(machine, scale, kv_scale),
+        }
+    other = memory.kv_cache + memory.activations
+    return {
+        "model": name,
+        "context": arguments.context,
+        "dtype": arguments.dtype,
+        "kv": arguments.kv,
+        "memory": {**memory._asdict(), "total": memory.total},
+        "per_token": {
+            "flops_empty": first.flops,
+            "flops_full": last.flops,
+            "bytes_empty": round(first.moved(scale, kv_scale)),
+            "bytes_full": round(last.moved(scale, kv_scale)),
+        },
+        "prefill_flops": prompt.flops,
+        "fits": {format: rooms(weight_bytes(config, format) + other) for format in FORMATS},
+        "devices": devices,
+    }
+
+
+def plan_all(arguments: argparse.Namespace) -> dict:
+    """Which sizes fit where, in every format."""
+    sizes = {}
+    for name, size in SIZES.items():
+        config = size.config(arguments.base)
+        memory = Plan(config, arguments.context).memory(arguments.dtype, arguments.kv)
+        other = memory.kv_cache + memory.activations
+        totals = {format: weight_bytes(config, format) + other for format in FORMATS}
+        sizes[name] = {"total": totals, "fits": {format: rooms(total) for format, total in totals.items()}}
+    return {"context": arguments.context, "kv": arguments.kv, "sizes": sizes}
+
+
+def rooms(total: int) -> list[int]:
+    """Which of the usual memories hold that many bytes.
+
+    >>> rooms(20 * 10**9)
+    [24, 80]
+    """
+    return [room for room in ROOMS if total <= room * 10**9]
+
+
+def show_all(facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("--size", no_wrap=True)
+    for format in FORMATS:
+        table.add_column(format, justify="right", no_wrap=True)
+        table.add_column("fits in", no_wrap=True)
+    for name, row in facts["sizes"].items():
+        cells = []
+        for format in FORMATS:
+            smallest = row["fits"][format][:1]
+            cells += [f"{row['total'][format] / 1e9:.1f} GB", f"{smallest[0]} GB" if smallest else "-"]
+        table.add_row(Text(name), *map(Text, cells))
+    console = Console(highlight=False)
+    console.print(f"weights, {facts['kv']} cache of {facts['context']:,} tokens and intermediate results, all in all:")
+    console.print(table)
+
+
+def show_one(facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    memory, work = facts["memory"], facts["per_token"]
+    console.print(f"{facts['model']}: {facts['dtype']} weights, {facts['kv']} cache, {facts['context']:,} tokens")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, size in memory.items():
+        table.add_row(name.replace("_", " "), Text(f"{size:,} bytes", justify="right"), f"{size / 1e9:.2f} GB")
+    console.print(table)
+    for where, key in (("the first token", "empty"), (f"token {facts['context']:,}", "full")):
+        console.print(f"{where}: {work[f'flops_{key}'] / 1e9:.2f} GFLOP, {work[f'bytes_{key}'] / 1e9:.3f} GB moved")
+    console.print(f"a prompt of {facts['context']:,} tokens: {facts['prefill_flops'] / 1e12:,.1f} TFLOP\n")
+
+    table = Table("weights", *(f"{room} GB" for room in ROOMS), box=None, header_style="bold", pad_edge=False)
+    for format, fitting in facts["fits"].items():
+        table.add_row(format, *("fits" if room in fitting else "-" for room in ROOMS))
+    console.print(table)
+    console.print()
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("at best on", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    for heading in ("first token/s", "last token/s", "prompt"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in facts["devices"].items():
+        fits = {True: "yes", False: "no", None: ""}[row["fits"]]
+        speeds = f"{row['decode_tokens_per_s_empty']:,.1f}", f"{row['decode_tokens_per_s_full']:,.1f}"
+        table.add_row(name, fits, *speeds, f"{row['prefill_s']:,.2f} s")
+    console.print(table)
