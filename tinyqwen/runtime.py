@@ -100,15 +100,26 @@ class Runtime:
             max_new_tokens,
         )
 
-    def generate(self, sequences: Sequence[Running]) -> Iterator[Event]:
-        """Continue the sequences together, see `tinyqwen.generate`."""
+    def generate(
+        self,
+        sequences: Sequence[Running],
+        *,
+        backend: backends.Backend | None = None,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[Event]:
+        """Continue the sequences together, see `tinyqwen.generate`. `backend`: a wrapper around this model's own."""
+
+        def check_then_before_step():
+            self.checkpoint.check_unchanged()
+            before_step()
+
         return generate(
-            self.backend,
+            backend or self.backend,
             self.config,
             self.checkpoint.weights,
             sequences,
             vocabulary=self.tokenizer.size,
-            before_step=self.checkpoint.check_unchanged,
+            before_step=check_then_before_step,
         )
 
 

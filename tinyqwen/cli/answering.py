@@ -43,15 +43,18 @@ class Answer:
 
 
 def answer_all(
-    runtime: Runtime, sequences: list[Running], *, stop: list[str], show: Callable[[str], None], quiet: bool
+    runtime: Runtime, sequences: list[Running], *, stop: list[str], show: Callable[[str], None], quiet: bool, **watching
 ) -> list[Answer]:
-    """Run sequences together to their ends, or to Ctrl-C, handing each certain piece of text to `show` at once."""
+    """Run sequences together to their ends, or to Ctrl-C, handing each certain piece of text to `show` at once.
+
+    watching   backend and before_step of whoever looks on, as of `Runtime.generate`
+    """
     answers = {id(running): Answer(running) for running in sequences}
     streams = {id(running): TextStream(runtime.tokenizer, stop) for running in sequences}
     reading = Reading(quiet)
     interrupted = False
     try:
-        for running, token in runtime.generate(sequences):
+        for running, token in runtime.generate(sequences, **watching):
             if token is None:
                 reading.update(sum(one.cache.length for one in sequences), sum(one.prompt_length for one in sequences))
                 continue

@@ -11,28 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from tinyqwen.cli import options
 from tinyqwen.cli.answering import Answer, answer_all, stats_line, write_text
-from tinyqwen.cli.options import read_file, read_text
+from tinyqwen.cli.chat_commands import COMMANDS, describe
+from tinyqwen.cli.options import read_text
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
-from tinyqwen.sampling import with_flags
-
-HELP = """\
-/help              this list
-/clear             forget the conversation (the system message stays)
-/regen             answer the last message again, with another seed
-/undo              take back the last message and its answer
-/system [TEXT]     show or set the system message; it counts from the next answer on
-/show              the settings and the conversation, as the model sees it
-/set NAME VALUE    temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens
-/save FILE         write the conversation as JSON          /load FILE    take it from there
-/read FILE         send a file's text as the message
-/stats             switch the statistics line on or off
-/bye               leave (also Ctrl-D, exit, quit)
-A message over several lines begins and ends with \"\"\", or each line but the last ends with \\."""
+from tinyqwen.trace.machine import measure, seconds_per_span
+from tinyqwen.trace.record import Recorder
 
 BYE = {"/bye", "/exit", "/quit", "exit", "quit"}
 
@@ -62,6 +49,7 @@ class Chat:
         self.seed = options.seed_of(arguments)
         self.max_tokens = arguments.max_tokens
         self.interactive = sys.stdin.isatty()
+        self.watched_layer: int | None = None  # /trace: the layer to open in the next answer's table
         self.stats = self.interactive if arguments.stats is None else arguments.stats
 
     # ---- the loop ----
@@ -144,12 +132,18 @@ class Chat:
         running, reused = self.conversation.answer(
             sampling=self.sampling, seed=self.seed, max_new_tokens=self.max_tokens
         )
-        [result] = answer_all(self.runtime, [running], stop=self.stop, show=write_text, quiet=self.quiet)
+        watching, recorder = {}, None
+        if self.watched_layer is not None:
+            recorder = Recorder(self.runtime.backend, self.runtime.checkpoint.weights, running)
+            watching = {"backend": recorder.backend, "before_step": recorder.before_step}
+        [result] = answer_all(self.runtime, [running], stop=self.stop, show=write_text, quiet=self.quiet, **watching)
         result.reused = reused
         self.conversation.messages.append({"role": "assistant", "content": result.text})
         self.seed += 1  # the next answer rolls other dice, and the whole chat can still be repeated
         write_text("" if result.text.endswith("\n") else "\n")
         self.after(result)
+        if recorder is not None:
+            self.show_trace(recorder)
         if result.interrupted and not self.interactive:
             raise KeyboardInterrupt
 
@@ -160,6 +154,17 @@ class Chat:
             self.say(f"[{result.finish_reason}]")
         if result.finish_reason == "context":
             self.say("the context is full: /clear forgets the conversation, /undo the last turn")
+
+    def show_trace(self, recorder: Recorder) -> None:
+        """The table of the answer that was watched; the next answer is not watched any more."""
+        from rich.console import Console
+
+        from tinyqwen.trace.table import print_trace
+
+        opened, self.watched_layer = self.watched_layer, None
+        if steps := recorder.steps():
+            console = Console(stderr=True)
+            print_trace(console, steps, measure(), opened=opened, overhead=seconds_per_span())
 
     # ---- words to the person ----
 
@@ -178,128 +183,6 @@ class Chat:
             self.say("this is a base model: it continues text and was not trained to answer")
         if self.interactive:
             self.say("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
-
-
-def describe(chat: Chat) -> str:
-    """The settings of the next answer in a few words."""
-    sampling = chat.sampling
-    if not sampling.do_sample:
-        words = ["greedy"]
-    else:
-        words = [f"temperature {sampling.temperature:g}", f"top_k {sampling.top_k}", f"top_p {sampling.top_p:g}"]
-        words += [f"min_p {sampling.min_p:g}"] if sampling.min_p else []
-    words += [f"repetition_penalty {sampling.repetition_penalty:g}"]
-    return " · ".join([*words, f"seed {chat.seed}"] + ([f"max_tokens {chat.max_tokens}"] if chat.max_tokens else []))
-
-
-# ---- commands: each takes the chat and the rest of the line ----
-
-
-def clear(chat: Chat, _: str) -> None:
-    messages = chat.conversation.messages
-    del messages[1 if messages and messages[0]["role"] == "system" else 0 :]
-    chat.say("forgotten")
-
-
-def regenerate(chat: Chat, _: str) -> None:
-    messages = chat.conversation.messages
-    if not messages or messages[-1]["role"] != "assistant":
-        raise UsageError("there is no answer to make again")
-    old = messages.pop()
-    try:
-        chat.answer()
-    except BaseException:
-        if messages[-1]["role"] == "user":
-            messages.append(old)
-        raise
-
-
-def undo(chat: Chat, _: str) -> None:
-    chat.say("taken back" if chat.conversation.undo() else "there is nothing to take back")
-
-
-def system(chat: Chat, text: str) -> None:
-    messages = chat.conversation.messages
-    has_one = bool(messages) and messages[0]["role"] == "system"
-    if text:
-        messages[: 1 if has_one else 0] = [{"role": "system", "content": text}]
-    chat.say(f"system: {messages[0]['content'] if text or has_one else '(that of the template)'}")
-
-
-def show(chat: Chat, _: str) -> None:
-    chat.say(describe(chat))
-    if chat.conversation.messages:
-        ids = chat.runtime.encode_chat(chat.conversation.messages, plain=chat.conversation.plain, prompt=False)
-        chat.say(chat.runtime.tokenizer.decode(ids, hide_control=False))
-
-
-def set_value(chat: Chat, text: str) -> None:
-    name, _, value = text.partition(" ")
-    name = {"temp": "temperature", "max-tokens": "max_tokens"}.get(name, name)
-    try:
-        number: float
-        if name in ("seed", "max_tokens", "top_k"):
-            number = int(value)
-        elif name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            number = float(value)
-        else:
-            raise UsageError("/set takes temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens")
-    except ValueError:
-        raise UsageError(f"/set {name} needs a number, not {value!r}") from None
-    if (name == "seed" and number < 0) or (name == "max_tokens" and number < 1):
-        raise UsageError(f"{name} must be at least {0 if name == 'seed' else 1}, is {number}")
-    if name in ("seed", "max_tokens"):
-        setattr(chat, name, number)
-    else:
-        chat.sampling = with_flags(chat.sampling, **{name: number})
-    chat.say(describe(chat))
-
-
-def save(chat: Chat, path: str) -> None:
-    if not path:
-        raise UsageError("/save needs a file name")
-    try:
-        chat.conversation.save(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-    chat.say(f"saved {len(chat.conversation.messages)} messages to {path}")
-
-
-def load(chat: Chat, path: str) -> None:
-    if not path:
-        raise UsageError("/load needs a file name")
-    chat.conversation.load(path)
-    chat.say(f"loaded {len(chat.conversation.messages)} messages from {path}")
-
-
-def read(chat: Chat, path: str) -> None:
-    if not path:
-        raise UsageError("/read needs a file name")
-    text = read_file(Path(path), "file")
-    if not text.strip():
-        raise UsageError(f"{path}: is empty")
-    chat.ask(text)
-
-
-def stats(chat: Chat, _: str) -> None:
-    chat.stats = not chat.stats
-    chat.say(f"statistics {'on' if chat.stats else 'off'}")
-
-
-COMMANDS = {
-    "/help": lambda chat, _: chat.say(HELP),
-    "/?": lambda chat, _: chat.say(HELP),
-    "/clear": clear,
-    "/regen": regenerate,
-    "/undo": undo,
-    "/system": system,
-    "/show": show,
-    "/set": set_value,
-    "/save": save,
-    "/load": load,
-    "/read": read,
-    "/stats": stats,
-}  # fmt: skip
 
 
 def remember_lines() -> None:

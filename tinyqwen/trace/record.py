@@ -37,6 +37,29 @@ class TracedStep:
         return self.spans[-1].end - self.spans[0].start
 
 
+class Recorder:
+    """Watches one sequence: hand `backend` and `before_step` to `generate`, then ask for `steps()`."""
+
+    def __init__(self, backend: Backend, weights: Node, running: Running):
+        self.backend = Tracing(backend, names_of(weights))
+        self.running = running
+        self._starts: list[tuple[int, int]] = []
+
+    def before_step(self) -> None:
+        self._starts.append((len(self.backend.spans), self.running.cache.length))
+
+    def steps(self) -> list[TracedStep]:
+        """The steps so far, whole ones only: one that was interrupted has not moved the cache."""
+        spans = self.backend.spans
+        ends = [*self._starts[1:], (len(spans), self.running.cache.length)]
+        steps = []
+        for (first, before), (last, after) in zip(self._starts, ends):
+            if after > before:
+                phase = "decode" if before >= self.running.prompt_length else "prefill"
+                steps.append(TracedStep(phase, after - before, after, spans[first:last]))
+        return steps
+
+
 def record(
     backend: Backend,
     config: Config,
@@ -47,21 +70,19 @@ def record(
     chunk: int = CHUNK,
 ) -> list[TracedStep]:
     """Run that sequence to its end under a tracer. The tokens are the same as without."""
-    tracing = Tracing(backend, names_of(weights))
-    starts: list[tuple[int, int]] = []
-    running.cache.reserve(len(running.ids) + (running.max_new_tokens or 0))
-
-    def before_step():
-        starts.append((len(tracing.spans), running.cache.length))
-
-    for _ in generate(tracing, config, weights, [running], vocabulary=vocabulary, chunk=chunk, before_step=before_step):
+    recorder = Recorder(backend, weights, running)
+    running.cache.reserve(len(running.ids) + (running.max_new_tokens or 0))  # a cache of shapes alone cannot grow
+    for _ in generate(
+        recorder.backend,
+        config,
+        weights,
+        [running],
+        vocabulary=vocabulary,
+        chunk=chunk,
+        before_step=recorder.before_step,
+    ):
         pass
-    ends = [*starts[1:], (len(tracing.spans), running.cache.length)]
-    steps = []
-    for (first, before), (last, after) in zip(starts, ends):
-        phase = "decode" if before >= running.prompt_length else "prefill"
-        steps.append(TracedStep(phase, after - before, after, tracing.spans[first:last]))
-    return steps
+    return recorder.steps()
 
 
 def closed(spans: Iterable[Span]) -> list[Span]:

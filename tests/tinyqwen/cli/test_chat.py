@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
-from tinyqwen.cli.chat import COMMANDS, HELP
+from tinyqwen.cli.chat_commands import COMMANDS, HELP
 
 ROOT = Path(__file__).parents[3]
 
@@ -189,7 +189,7 @@ def test_every_command_is_in_the_help_and_works(folder, tmp_path):
     code, _, err = piped(
         folder, "/help", "/?", "/system", "/system Be brief.", "one", "/regen", "/stats", "two", "/stats", "/undo",
         f"/save {file}", "/clear", "/show", f"/load {file}", f"/read {tmp_path / 'letter.txt'}", "/set temperature 0.5",
-        "/set max_tokens 2", "/set top_k 5", "/set seed 9", "/show", "/bye",
+        "/set max_tokens 2", "/set top_k 5", "/set seed 9", "/show", "/trace 1", "three", "/bye",
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(file.read_text())[0] == {"role": "system", "content": "Be brief."}
@@ -197,6 +197,7 @@ def test_every_command_is_in_the_help_and_works(folder, tmp_path):
     assert "taken back" in err and "saved 3 messages" in err and "loaded 3 messages" in err and "forgotten" in err
     assert "temperature 0.5 · top_k 5" in err and "seed 9 · max_tokens 2" in err
     assert "dear model" in err
+    assert "layers.1 and 0" in err and "total decode" in err
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,7 @@ def test_every_command_is_in_the_help_and_works(folder, tmp_path):
         ("/load /no/such/file", "No such file"),
         ("/read", "file name"),
         ("/read /no/such/file", "No such file"),
+        ("/trace 99", "from 0 to 1"),
         ("\udcff\udcfe", "UTF-8"),
     ],
 )
