@@ -147,6 +147,22 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
+def harmless(text: str) -> str:
+    """The text with control characters shown instead of sent; line breaks and tabs stay.
+
+    >>> harmless("a\\x1b[31mred\\n")
+    'a␛[31mred\\n'
+    """
+
+    def shown(character: str) -> str:
+        code = ord(character)
+        if character in "\n\t" or not (code < 32 or 127 <= code < 160):
+            return character
+        return chr(0x2400 + code) if code < 32 else "\ufffd"
+
+    return "".join(map(shown, text))
+
+
 def byte_alphabet() -> dict[str, int]:
     """GPT-2's way to write any byte as one visible character, which vocab.json uses.
 

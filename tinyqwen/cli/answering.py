@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tinyqwen.generate import Running
 from tinyqwen.memory import peak_bytes
 from tinyqwen.runtime import Runtime
-from tinyqwen.tokenizer import TextStream
+from tinyqwen.tokenizer import TextStream, harmless
 
 
 @dataclass
@@ -117,22 +117,6 @@ def write_text(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
-
-
-def harmless(text: str) -> str:
-    """The text with control characters shown instead of sent; line breaks and tabs stay.
-
-    >>> harmless("a\\x1b[31mred\\n")
-    'a␛[31mred\\n'
-    """
-
-    def shown(character: str) -> str:
-        code = ord(character)
-        if character in "\n\t" or not (code < 32 or 127 <= code < 160):
-            return character
-        return chr(0x2400 + code) if code < 32 else "\ufffd"
-
-    return "".join(map(shown, text))
 
 
 WHY = {

@@ -13,10 +13,9 @@ import argparse
 import json
 import sys
 
-from tinyqwen.cli.answering import harmless
 from tinyqwen.cli.options import add_model_arguments, model_folder, read_text
 from tinyqwen.errors import UsageError
-from tinyqwen.tokenizer import Tokenizer
+from tinyqwen.tokenizer import Tokenizer, harmless
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
