@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from tests.checkpoints import write_tiny_checkpoint
@@ -37,7 +38,7 @@ def test_the_frame_fits_and_the_text_is_the_plain_one(runtime, width, terminal):
     assert text == runtime.tokenizer.decode(plain.new_ids)
     assert "of 512 tokens" in shown and "feed-forward" in shown
     if not terminal:
-        assert max(map(len, shown.splitlines())) <= width
+        assert max(map(cell_len, shown.splitlines())) <= width
         assert "\x1b" not in shown
 
 
