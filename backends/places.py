@@ -22,6 +22,9 @@ class Places(Wrapper):
         super().__init__(inner)
         self.names = names
         self.inside: list[str] = []
+        # Looked up for every operation, so prepared once: which operations have names of their own for an array.
+        self._paths = {key: name.removesuffix(".weight").removesuffix(".bias") for key, name in names.items()}
+        self._special = {key[0] for key in names if isinstance(key, tuple)}
 
     def place(self, operation: Operation, arrays: tuple) -> str:
         """What to call this operation here.
@@ -32,12 +35,11 @@ class Places(Wrapper):
         >>> places.place(scale, (1, weight)), places.place(scale, (1, 2))
         ('layers.0.norm', 'scale')
         """
-        parent = self.inside[-1] if self.inside else ""
-        names = self.names
+        parent, paths = self.inside[-1] if self.inside else "", self._paths
         for array in arrays:
-            name = names.get((operation.name, id(array))) or names.get(id(array))
-            if name:
-                path = name.removesuffix(".weight").removesuffix(".bias")
-                if path != parent:
-                    return path
+            path = paths.get(id(array))
+            if path and operation.name in self._special:
+                path = paths.get((operation.name, id(array)), path)
+            if path and path != parent:
+                return path
         return f"{parent}.{operation.name}" if parent else operation.name

@@ -30,7 +30,6 @@ class Span:
     cost        what it had to do; None for a composite, whose parts have records of their own
     weights     bytes of the model's own arrays among what it read
     replaced    whether a faster body ran, and not the definition
-    inside      seconds spent in operations inside this one
     """
 
     path: str
@@ -43,7 +42,6 @@ class Span:
     cost: Cost | None
     weights: int
     replaced: bool
-    inside: float
 
     @property
     def seconds(self) -> float:
@@ -65,28 +63,27 @@ class Tracing(Places):
         super().__init__(inner, names)
         self.spans: list[Span] = []
         self._costs: dict = {}
-        self._inside = [0.0]
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
+        inside, spans = self.inside, self.spans
         path = self.place(operation, arrays)
-        span = Span(path, operation.name, len(self.inside), 0.0, 0.0, (), None, None, 0, False, 0.0)
-        self.spans.append(span)
-        self.inside.append(path)
-        self._inside.append(0.0)
-        span.start = time.perf_counter()
+        depth, index = len(inside), len(spans)
+        spans.append(None)  # type: ignore[arg-type]  # in order of starting, filled in at the end
+        inside.append(path)
+        start = time.perf_counter()
         try:
-            out = super().run(operation, arrays, settings, door)
+            out = self.inner.run(operation, arrays, settings, door or self)
+        except BaseException:
+            del spans[index:]  # what did not happen leaves no record
+            raise
         finally:
-            span.end = time.perf_counter()
-            self.inside.pop()
-            span.inside = self._inside.pop()
-            self._inside[-1] += span.end - span.start
+            end = time.perf_counter()
+            inside.pop()
+        cost, weights = (None, 0) if operation.cost_of is None else self.cost(operation, arrays, settings)
         first = out[0] if isinstance(out, tuple) else out
         first = first[0] if isinstance(first, list) else first
-        span.shape, span.dtype = first.shape, first.dtype
-        span.replaced = operation.name in self.bodies
-        if operation.cost_of is not None:
-            span.cost, span.weights = self.cost(operation, arrays, settings)
+        replaced = operation.name in self.bodies
+        spans[index] = Span(path, operation.name, depth, start, end, first.shape, first.dtype, cost, weights, replaced)
         return out
 
     def cost(self, operation: Operation, arrays: tuple, settings: dict) -> tuple[Cost, int]:
