@@ -20,6 +20,7 @@ import textwrap
 from pathlib import Path
 
 from backends.interface import Operation
+from walkthrough.notebooks import cells
 
 ROOT = Path(__file__).parent.parent
 CONF = """
@@ -41,14 +42,10 @@ def lesson_page(path: Path) -> str:
     >>> "```python" in lesson_page(lessons()[0])
     True
     """
-    parts = []
-    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-        head, _, body = cell.partition("\n")
-        if "[markdown]" in head:
-            prose = "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines())
-            parts.append(prose)
-        elif body.strip():
-            parts.append(f"```python\n{body.strip()}\n```")
+    parts = [
+        text if kind == "markdown" else f"```python\n{text}\n```"
+        for kind, text in cells(path.read_text(encoding="utf-8"))
+    ]
     done = subprocess.run(
         [sys.executable, str(path)],
         cwd=ROOT,

@@ -1,0 +1,95 @@
+"""Model answers to the exercises of the lessons, and for each a wrong one that a learner might well give.
+
+Code that is run after the lesson; then the exercises' asserts must pass (`right`) or each fail (`wrong`).
+"""
+
+from typing import NamedTuple
+
+
+class Answers(NamedTuple):
+    right: str
+    wrong: tuple[str, ...]
+
+
+ANSWERS = {
+    "01_one_token": Answers(
+        """
+operations = 5 + 24 * 22  # take_rows twice, rope_tables, rms_norm, linear; a layer and the 21 inside of it
+found_THK = np.repeat(v_TGK, 3, axis=1)
+parameters = 2 * 50 * 24 + (24 * 24 + 24) + 2 * (8 * 24 + 8) + 24 * 24 + 3 * 24 * 40 + 3 * 24
+""",
+        ("operations = 24 * 27", "found_THK = np.tile(v_TGK, (1, 3, 1))", "parameters = 6304"),
+    ),
+    "02_tokens": Answers(
+        """
+pieces = ["hell", "hello"]  # "he ll" comes before "hell o": both words are "hell" first
+count = 1 + 1 + 2 + 1 + 4
+controls = 2 * 4 + 1  # the system turn that the template adds, three of ours, and the beginning of an answer
+""",
+        ('pieces = ["hello", "hell"]', "count = len('3 é 🙂')", "controls = 7"),
+    ),
+    "03_rms_norm": Answers(
+        """
+y = [6 / 5, 8 / 5, 0, 0]  # the squares are 36 and 64, their mean is 25
+loudness = (1e-6 / 3) ** 0.5  # r / sqrt(r^2 + eps) = 1/2, so 4 r^2 = r^2 + eps
+norms = 2 * 80 + 1
+""",
+        ("y = [0.6, 0.8, 0, 0]", "loudness = 1e-3", "norms = 160"),
+    ),
+    "04_rope": Answers(
+        """
+twice = (-3, -4)
+order = [0, 2, 1, 3]
+last = 2**11
+""",
+        ("twice = (4, -3)", "order = [0, 1, 2, 3]", "last = 2**10"),
+    ),
+    "05_attention": Answers(
+        """
+out = (1 * 24 + 2 * 12 + 5 * 8 + 8 * 0) / 16
+head = 9 // 7
+prompt, four_more = 100 * 101 // 2, 97 + 98 + 99 + 100
+""",
+        ("out = 11", "head = 0", "prompt, four_more = 100 * 100, 4 * 100"),
+    ),
+    "06_swiglu": Answers(
+        """
+answer = -np.log(3) / 4
+flops = 2 * 3 * 896 * 4864
+gate_FD = [[1, 0], [-1, 0]]
+""",
+        ("answer = -np.log(3) * 3 / 4", "flops = 3 * 896 * 4864", "gate_FD = [[1, 0], [1, 0]]"),
+    ),
+    "07_kv_cache": Answers(
+        """
+without, with_one = sum(5 + n for n in range(20)), 5 + 19
+tokens = 2**30 // (2 * 80 * 8 * 128 * 2)
+cache.length = 1
+""",
+        ("without, with_one = 5 * 20, 5 + 20", "tokens = 2**30 // (80 * 8 * 128 * 2)", "cache.length = 0"),
+    ),
+    "08_sampling": Answers(
+        """
+roof = 100 * 100 / 2258
+remaining = ["mat", "sofa", "floor", "roof", "moon", "fish"]  # 92 %, and fish crosses the line
+least = 0.15  # between 4 / 36 and 6 / 36
+""",
+        ("roof = 5", 'remaining = ["mat", "sofa", "floor", "roof", "moon"]', "least = 0.1"),
+    ),
+    "09_where_time_goes": Answers(
+        """
+speed = 20e9 / (4 * 7.1e9)
+N = 10  # 2 * 10 / 200 = 2 / 20
+name = "attention"
+""",
+        ("speed = 20e9 / (2 * 7.1e9)", "N = 20", 'name = "linear"'),
+    ),
+    "10_experts": Answers(
+        """
+weights = [4 / 9, 3 / 9, 2 / 9]
+three, ten = 3 * 8, 64  # there are no more than 64
+gate = 1 / 2  # sigmoid of 0
+""",
+        ("weights = [0.4, 0.3, 0.2]", "three, ten = 24, 80", "gate = 1"),
+    ),
+}
