@@ -20,6 +20,7 @@ from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
 
 VERBS = {
     "chat": "talk with a model",
+    "diff": "where two ways of running a model part: noise or a bug?",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
     "plan": "memory and speed of any size, without downloading it",
