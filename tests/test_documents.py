@@ -52,6 +52,21 @@ def test_the_python_in_the_readme_works(folder):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_readmes_picture_is_what_its_command_draws(tmp_path):
+    """The same words and numbers; how rich draws a window may differ between its releases."""
+    [command] = re.findall(r"\(`COLUMNS=96 (python -m tinyqwen trace .*?)`\)", README)
+    words = shlex.split(command.replace("walkthrough/trace.svg", str(tmp_path / "trace.svg")))[1:]
+    environment = {**os.environ, "COLUMNS": "96"}
+    subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=60)
+    drawn, committed = tmp_path / "trace.svg", ROOT / "walkthrough" / "trace.svg"
+    assert text_of(drawn) == text_of(committed)
+
+
+def text_of(svg):
+    """The texts of a picture, in order."""
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg.read_text(encoding="utf-8"))
+
+
 def test_every_file_that_the_readme_links_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 10

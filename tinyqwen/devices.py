@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tinyqwen.errors import UsageError
+
 
 class Device(NamedTuple):
     """A row of a datasheet."""
@@ -30,3 +32,15 @@ DEVICES: dict[str, Device] = {
     "H200": Device(141, 4800, 989),
     "MI300X": Device(192, 5300, 1307),
 }
+
+
+def device_named(name: str) -> Device:
+    """The device of that name, in capitals or not. Errors: UsageError lists the names.
+
+    >>> device_named("h200").bandwidth
+    4800
+    """
+    for known, device in DEVICES.items():
+        if known.lower() == name.lower():
+            return device
+    raise UsageError(f"no device {name!r}; there are {', '.join(DEVICES)}")

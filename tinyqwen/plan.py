@@ -1,9 +1,8 @@
 """A plan: what a model will need and how fast it can be, before a byte of it is downloaded.
 
 The unchanged model runs on shapes alone (`backends.meta`). Memory is then counted and not estimated: weights from their
-shapes, the cache from its own code, intermediate results from what the readable path holds at one time (faster backends
-hold less: they never keep a whole chunk's scores). Time is a floor: each operation's bytes over the bandwidth or FLOPs
-over the peak, whichever is longer. Real machines are slower, never faster.
+shapes, the cache from its own code, intermediate results from what the model holds at one time. Time is a floor: each
+operation's bytes over the bandwidth or FLOPs over the peak, whichever is longer. Real machines are slower, not faster.
 
 Weight formats: f32 and bf16 as they are; int8 and int4 in groups of 32 along the input, a 2-byte scale for each group;
 vectors (norms, biases) stay bf16.
@@ -14,9 +13,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from backends import Meta, shape_only
-from backends.interface import Cost
+import numpy as np
+
+from backends.interface import Backend, Cost, shape_only
+from backends.meta import Meta
 from backends.tracing import Span, Tracing
+from tinyqwen.blocks.rope import rope_tables
 from tinyqwen.config import Config
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
@@ -24,11 +26,12 @@ from tinyqwen.model import forward
 from tinyqwen.step import make_step
 from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.record import closed
-from tinyqwen.weights import fill, names_of, tensor_shapes, tree
+from tinyqwen.weights import Node, fill, names_of, tensor_shapes, tree
 
 FORMATS = ("f32", "bf16", "int8", "int4")
 BYTES = {"f32": 4, "bf16": 2}
 GROUP = 32
+OPENED = frozenset({"attention", "route", "experts"})  # operations with a cost that have others inside
 
 
 def tensor_bytes(shape: tuple[int, ...], format: str) -> int:
@@ -54,21 +57,39 @@ def weight_bytes(config: Config, format: str) -> int:
     return sum(tensor_bytes(shape, format) for shape in tensor_shapes(config).values())
 
 
-class Memory(NamedTuple):
-    """Bytes that a model needs at that context.
+# ---- the model on shapes ----
 
-    weights       all of them
-    kv_cache      for one sequence of that length, as allocated (room for tokens grows by doubling)
-    activations   the most that intermediate results take at one time, reading a chunk at the end of the context
+
+def shape_weights(config: Config) -> Node:
+    """A model's weights without data."""
+    return tree(fill(config, lambda name, shape: shape_only(shape)))
+
+
+class Planned(NamedTuple):
+    """A step on shapes: its operations, and the most bytes that results took at one time."""
+
+    spans: list[Span]
+    peak_bytes: int
+
+
+def on_shapes(config: Config, weights: Node, tokens: int, keys: int, *, opened=(), logits: bool = True) -> Planned:
+    """The step in which that many tokens of one sequence pass, when so many keys are visible at the end of it.
+
+    opened   operations to look into although they have a cost, such as those of OPENED
+    logits   whether the last token's are wanted
+
+    >>> config = Config(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
+    >>> spans = on_shapes(config, shape_weights(config), 1, 1000).spans
+    >>> [span.shape for span in spans if span.operation == "update_cache"]
+    [(2, 1000, 4), (2, 1000, 4)]
     """
-
-    weights: int
-    kv_cache: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
+    backend = Meta(opened=frozenset(opened))
+    cache = KVCache(backend, config)
+    cache.reserve(keys)
+    cache.length = keys - tokens
+    tracing = Tracing(backend, names_of(weights))
+    forward(tracing, config, weights, make_step([([0] * tokens, cache)], unfinished=[not logits]))
+    return Planned(tracing.spans, backend.peak_bytes)
 
 
 class Work(NamedTuple):
@@ -106,45 +127,94 @@ def bytes_of(span: Span, scale: float, kv_scale: float) -> tuple[float, float]:
     return read, span.cost.written * (kv_scale if span.operation == "update_cache" else 1)
 
 
-class Plan:
-    """A model at a context, on shapes alone.
+def work(config: Config, weights: Node, tokens: int, keys: int) -> Work:
+    """What the model must do for that many tokens, when so many keys are visible at the end.
 
     >>> from tinyqwen.sizes import SIZES
-    >>> plan = Plan(SIZES["72B"].config(), context=32768)
-    >>> memory = plan.memory("int4", "bf16")
-    >>> f"{memory.weights / 1e9:.1f} GB of weights, {memory.kv_cache / 1e9:.1f} GB of cache"
-    '40.9 GB of weights, 10.7 GB of cache'
+    >>> config = SIZES["0.5B"].config()
+    >>> round(work(config, shape_weights(config), 1, 1).flops / 1e6)
+    989
+    """
+    return Work(tokens, closed(on_shapes(config, weights, tokens, keys).spans))
+
+
+# ---- memory ----
+
+
+class Memory(NamedTuple):
+    """Bytes that a model takes while it generates one sequence.
+
+    weights       the parameters
+    kv            the KV cache at that context, without room for more
+    activations   the most that a step's results take together, attention's inside left out; float32
+    logits        one row over the vocabulary; float32
+    scores        what attention takes more, where its scores are stored (as the definition does); fast kernels do not
     """
 
-    def __init__(self, config: Config, context: int):
-        self.config, self.context = config, context
-        self.weights = tree(fill(config, lambda name, shape: shape_only(shape)))
+    weights: int
+    kv: int
+    activations: int
+    logits: int
+    scores: int
 
-    def memory(self, format: str = "f32", kv: str = "f32") -> Memory:
-        """What it needs in these formats of weights and cache; intermediate results are float32."""
-        chunk = min(CHUNK, self.context)
-        meta = Meta(opened=frozenset({"attention"}))  # the scores inside it are the largest result of all
-        cache = self.filled_cache(meta, self.context - chunk)
-        forward(meta, self.config, self.weights, make_step([([0] * chunk, cache)]))
-        return Memory(weight_bytes(self.config, format), cache.nbytes * BYTES[kv] // 4, meta.peak_bytes)
+    @property
+    def total(self) -> int:
+        """Without `scores`."""
+        return self.weights + self.kv + self.activations + self.logits
 
-    def decode(self, depth: int | None = None) -> Work:
-        """The work of one token behind `depth` cached ones (default: the context's last token)."""
-        return self.work(1, self.context - 1 if depth is None else depth)
+    def stored_in(self, itemsize: int) -> Memory:
+        """The same with so many bytes a weight and a number in the cache (float32 has 4); the rest stays float32."""
+        return self._replace(weights=self.weights * itemsize // 4, kv=self.kv * itemsize // 4)
 
-    def prefill(self) -> Work:
-        """The work of reading a prompt that fills the context, all at once."""
-        return self.work(self.context, 0)
 
-    def work(self, tokens: int, depth: int) -> Work:
-        meta = Meta()
-        tracing = Tracing(meta, names_of(self.weights))
-        step = make_step([([0] * tokens, self.filled_cache(meta, depth))])
-        forward(tracing, self.config, self.weights, step)
-        return Work(tokens, closed(tracing.spans))
+def memory(config: Config, context: int, format: str = "f32", kv: str = "f32", chunk: int = CHUNK) -> Memory:
+    """At the end of a prompt that fills the context and is read in chunks, with weights and cache in these formats.
 
-    def filled_cache(self, meta: Meta, length: int) -> KVCache:
-        cache = KVCache(meta, self.config)
-        cache.reserve(self.context)
-        cache.length = length
-        return cache
+    >>> from tinyqwen.sizes import SIZES
+    >>> one = memory(SIZES["0.5B"].config(), 32768)
+    >>> one.kv // 2**20, one.stored_in(2).kv // 2**20                     # MiB: 24 KiB a token, and 12 in bf16
+    (768, 384)
+    """
+    weights, tokens = shape_weights(config), min(chunk, context)
+    plain = on_shapes(config, weights, tokens, context, logits=False).peak_bytes
+    stored = on_shapes(config, weights, tokens, context, opened=("attention",), logits=False).peak_bytes
+    return Memory(
+        weight_bytes(config, format),
+        BYTES[kv] * config.kv_values_per_token * context,
+        plain,
+        4 * config.vocab_size,
+        max(0, stored - plain),
+    )
+
+
+def longest_context(one: Memory, context: int, room: int) -> int:
+    """How many tokens of one sequence fit in so many bytes, scores not stored; 0 when the weights alone do not.
+
+    one, context   memory at some context of at least a chunk: from there on only the cache grows
+
+    >>> from tinyqwen.sizes import SIZES
+    >>> config = SIZES["0.5B"].config()
+    >>> fits = longest_context(memory(config, 1000), 1000, room=8 * 10**9)
+    >>> memory(config, fits).total <= 8 * 10**9 < memory(config, fits + 1).total
+    True
+    """
+    left = room - (one.total - one.kv)
+    return max(0, left * context // one.kv)
+
+
+# ---- positions ----
+
+
+def wavelengths(config: Config) -> np.ndarray:
+    """After how many tokens each of RoPE's K/2 pairs has turned once, from fast to slow.
+
+    Read off the model's own tables: the angle of position 1 is the frequency.
+
+    >>> from tinyqwen.sizes import SIZES
+    >>> wavelengths(SIZES["0.5B"].config())[[0, -1]].round(2).tolist()            # 2 pi, and 2 pi * 1e6^(62/64)
+    [6.28, 4080185.13]
+    """
+    cos_TKh, sin_TKh = rope_tables(
+        Backend(dtype=np.float64), np.array([1]), head_dim=config.head_dim, theta=config.rope_theta
+    )
+    return 2 * math.pi / np.arctan2(sin_TKh[0], cos_TKh[0])

@@ -5,7 +5,8 @@
 # A wrong language model seldom fails. It talks: nonsense after twenty tokens, or slightly worse than it should. The
 # logits differ, but so do those of any two correct programs. What helps is to run both on the same tokens, compare
 # every operation, and look at the FIRST one that differs: all later ones inherit the difference.
-# Read beside this: tinyqwen/diff/compare.py. For real models: python -m tinyqwen diff --size 0.5B --b transformers "Hello"
+# Read beside this: tinyqwen/diff/compare.py. For real models:
+# python -m tinyqwen diff --size 0.5B --b transformers "Hello"
 
 # %%
 import sys

@@ -13,6 +13,7 @@ import inspect
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,6 +128,8 @@ def write_sources(folder: Path) -> None:
         for name, source in names.items():
             (folder / place / f"{name}.md").write_text(page(source), encoding="utf-8")
             contents["Lessons" if place == "lessons" else "Modules"].append(f"{place}/{name}")
+    (folder / "walkthrough").mkdir()
+    shutil.copy(ROOT / "walkthrough" / "trace.svg", folder / "walkthrough")
     index = [readme_page(), *(table_of_contents(title, pages) for title, pages in contents.items())]
     (folder / "index.md").write_text("\n\n".join(index), encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
     out = down( silu(gate(x)) * up(x) )        silu(z) = z * sigmoid(z) = z / (1 + exp(-z))
 
-Most of a dense layer's parameters are here: 88 % in the 0.5B, 83 % in the 72B. `gate` decides, smoothly and per channel, how much of `up` passes;
-a plain ReLU network has no such second opinion. Qwen2 uses no biases here.
+Most of a dense layer's parameters are here: 88 % in the 0.5B, 83 % in the 72B. `gate` decides, smoothly and per
+channel, how much of `up` passes; a plain ReLU network has no such second opinion. Qwen2 uses no biases here.
 
 Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6; transformers, Qwen2MLP.
 """

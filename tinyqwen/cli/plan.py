@@ -15,9 +15,9 @@ import json
 from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
-from tinyqwen.devices import DEVICES
+from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
-from tinyqwen.plan import BYTES, FORMATS, Plan, weight_bytes
+from tinyqwen.plan import BYTES, FORMATS, memory, shape_weights, weight_bytes, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.trace.machine import Machine, measure
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", "-c", type=int, default=4096, metavar="N", help="tokens (default 4096)")
     parser.add_argument("--dtype", choices=FORMATS, default="bf16", help="how weights are stored (default bf16)")
     parser.add_argument("--kv", choices=list(BYTES), default="bf16", help="how the cache is stored (default bf16)")
-    parser.add_argument("--device", metavar="NAME", help="one device, or this (default: all): " + ", ".join(DEVICES))
+    parser.add_argument("--device", metavar="NAME", help=f"this, or one of {', '.join(DEVICES)} (default: all)")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
 
 
@@ -66,12 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machines_of(name: str | None) -> dict[str, tuple[float | None, Machine]]:
     """The devices to plan for: memory in bytes (None: not known) and limits."""
-    if name == "this":
+    if name is not None and name.lower() == "this":
         machine = measure()
         return {"this machine": (None, machine)}
-    chosen = DEVICES if name is None else {key: DEVICES[key] for key in DEVICES if key.lower() == name.lower()}
-    if not chosen:
-        raise UsageError(f"no device {name!r}; there are this, {', '.join(DEVICES)}")
+    chosen = DEVICES if name is None else {name: device_named(name)}
     return {
         key: (device.memory * 1e9, Machine(key, device.bandwidth * 1e9, device.teraflops * 1e12))
         for key, device in chosen.items()
@@ -80,26 +78,26 @@ def machines_of(name: str | None) -> dict[str, tuple[float | None, Machine]]:
 
 def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines: dict) -> dict:
     """Everything about one model at one context, in one format."""
-    plan = Plan(config, arguments.context)
-    memory = plan.memory(arguments.dtype, arguments.kv)
+    weights, context = shape_weights(config), arguments.context
+    needed = memory(config, context, arguments.dtype, arguments.kv)
     scale = weight_bytes(config, arguments.dtype) / weight_bytes(config, "f32")
     kv_scale = BYTES[arguments.kv] / 4
-    first, last, prompt = plan.decode(0), plan.decode(), plan.prefill()
+    first, last, prompt = (work(config, weights, *size) for size in ((1, 1), (1, context), (context, context)))
     devices = {}
     for device, (room, machine) in machines.items():
         devices[device] = {
-            "fits": None if room is None else memory.total <= room,
+            "fits": None if room is None else needed.total <= room,
             "decode_tokens_per_s_empty": 1 / first.floor(machine, scale, kv_scale),
             "decode_tokens_per_s_full": 1 / last.floor(machine, scale, kv_scale),
             "prefill_s": prompt.floor(machine, scale, kv_scale),
         }
-    other = memory.kv_cache + memory.activations
+    other = needed.total - needed.weights
     return {
         "model": name,
         "context": arguments.context,
         "dtype": arguments.dtype,
         "kv": arguments.kv,
-        "memory": {**memory._asdict(), "total": memory.total},
+        "memory": {**needed._asdict(), "total": needed.total},
         "per_token": {
             "flops_empty": first.flops,
             "flops_full": last.flops,
@@ -117,8 +115,8 @@ def plan_all(arguments: argparse.Namespace) -> dict:
     sizes = {}
     for name, size in SIZES.items():
         config = size.config(arguments.base)
-        memory = Plan(config, arguments.context).memory(arguments.dtype, arguments.kv)
-        other = memory.kv_cache + memory.activations
+        needed = memory(config, arguments.context)
+        other = BYTES[arguments.kv] * needed.kv // 4 + needed.activations + needed.logits
         totals = {format: weight_bytes(config, format) + other for format in FORMATS}
         sizes[name] = {"total": totals, "fits": {format: rooms(total) for format, total in totals.items()}}
     return {"context": arguments.context, "kv": arguments.kv, "sizes": sizes}
@@ -160,14 +158,18 @@ def show_one(facts: dict) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, markup=False)
-    memory, work = facts["memory"], facts["per_token"]
+    memory, per_token = facts["memory"], facts["per_token"]
     console.print(f"{facts['model']}: {facts['dtype']} weights, {facts['kv']} cache, {facts['context']:,} tokens")
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, size in memory.items():
-        table.add_row(name.replace("_", " "), Text(f"{size:,} bytes", justify="right"), f"{size / 1e9:.2f} GB")
+    names = {"kv": "KV cache", "scores": "(+ scores, in NumPy)"}
+    for name in ("weights", "kv", "activations", "logits", "total", "scores"):
+        size = memory[name]
+        table.add_row(names.get(name, name), Text(f"{size:,} bytes", justify="right"), f"{size / 1e9:.2f} GB")
     console.print(table)
     for where, key in (("the first token", "empty"), (f"token {facts['context']:,}", "full")):
-        console.print(f"{where}: {work[f'flops_{key}'] / 1e9:.2f} GFLOP, {work[f'bytes_{key}'] / 1e9:.3f} GB moved")
+        console.print(
+            f"{where}: {per_token[f'flops_{key}'] / 1e9:.2f} GFLOP, {per_token[f'bytes_{key}'] / 1e9:.3f} GB moved"
+        )
     console.print(f"a prompt of {facts['context']:,} tokens: {facts['prefill_flops'] / 1e12:,.1f} TFLOP\n")
 
     table = Table("weights", *(f"{room} GB" for room in ROOMS), box=None, header_style="bold", pad_edge=False)
