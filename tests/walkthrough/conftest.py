@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def printing_as_before():
     with np.printoptions():
         yield
