@@ -31,6 +31,7 @@ from tinyqwen.weights import Node, fill, names_of, tensor_shapes, tree
 FORMATS = ("f32", "bf16", "int8", "int4")
 BYTES = {"f32": 4, "bf16": 2}
 GROUP = 32
+ROOMS = (8, 16, 24, 80)  # GB: the memories of graphics cards and laptops that people have
 OPENED = frozenset({"attention", "route", "experts"})  # operations with a cost that have others inside
 
 

@@ -27,9 +27,8 @@ from tinyqwen.cli import options
 from tinyqwen.config import Config
 from tinyqwen.diff import Difference, Golden, Report
 from tinyqwen.errors import UsageError
+from tinyqwen.trace.record import SHORT
 from tinyqwen.weights import Node
-
-SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "int64": "i64"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

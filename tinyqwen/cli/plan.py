@@ -17,11 +17,9 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
-from tinyqwen.plan import BYTES, FORMATS, memory, shape_weights, weight_bytes, work
+from tinyqwen.plan import BYTES, FORMATS, ROOMS, memory, shape_weights, weight_bytes, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.trace.machine import Machine, measure
-
-ROOMS = (8, 16, 24, 80)  # GB of memory that people have
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

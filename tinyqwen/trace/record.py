@@ -16,6 +16,8 @@ from tinyqwen.config import Config
 from tinyqwen.generate import CHUNK, Running, generate
 from tinyqwen.weights import Node, names_of
 
+SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "int64": "i64"}
+
 
 @dataclass
 class TracedStep:

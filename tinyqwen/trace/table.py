@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyqwen.trace.machine import Machine
-from tinyqwen.trace.record import Layer, Row, TracedStep, closed, rows, split_layers
+from tinyqwen.trace.record import SHORT, Layer, Row, TracedStep, closed, rows, split_layers
 
 # The axes of each operation's result; a test holds them against the sizes of a real run.
 LETTERS = {
@@ -20,7 +20,6 @@ LETTERS = {
     "attention": "THK", "scores": "GRTS", "mix": "GRTK", "swiglu": "TF", "add": "TD", "route": "TA", "experts": "TD",
     "sigmoid_gate": "TD", "decoder_layer": "TD", "self_attention": "TD", "feed_forward": "TD", "sparse_moe": "TD",
 }  # fmt: skip
-SHORT = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "int64": "i64"}
 LATENCY = 20e-6  # below this many seconds, starting the work is most of it
 
 

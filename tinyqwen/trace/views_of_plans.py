@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyqwen.config import Config
-from tinyqwen.plan import BYTES, Memory, longest_context, memory, wavelengths
+from tinyqwen.plan import BYTES, ROOMS, Memory, longest_context, memory, wavelengths
 from tinyqwen.trace.views import say
 
 CONTEXTS = (1024, 4096, 8192, 32768, 131072)
-ROOMS = (8, 16, 24, 80)  # GB: graphics cards and laptops that people have
 
 
 def gigabytes(size: float) -> str:
