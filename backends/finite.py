@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from backends.interface import Backend, Operation
 from backends.places import Places
+from backends.quantised import Quantised
 
 
 class NotFinite(ArithmeticError):
@@ -41,8 +42,14 @@ class FirstNotFinite(Places):
         return out
 
     def count(self, array) -> int:
-        """How many values of an array are NaN or +inf; 0 for what is not an array of floating point numbers."""
-        if getattr(getattr(array, "dtype", None), "kind", "") != "f":
+        """How many values of an array are NaN or +inf; 0 for what is not an array of floating point numbers.
+
+        Of a quantised matrix, how many scales.
+        """
+        if isinstance(array, Quantised):
+            array = array.scales
+        dtype = getattr(array, "dtype", None)
+        if getattr(dtype, "kind", "") != "f" and dtype != "bfloat16":  # which is of no kind that NumPy knows
             return 0
         xp = self.xp
         return int(xp.count_nonzero(xp.isnan(array) | (array == xp.inf)))

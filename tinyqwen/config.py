@@ -19,8 +19,20 @@ Source: transformers, models/qwen2/configuration_qwen2.py and models/qwen2_moe/c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class Quantization(NamedTuple):
+    """How the files' weights are quantised; the words are those of `tinyqwen.formats`.
+
+    format   int8 or int4
+    tables   int4's embedding and head: int8 or int4
+    """
+
+    format: str
+    tables: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Config:
     model_type: str = "qwen2"
     eos_token_id: tuple[int, ...] = ()
     torch_dtype: str = "float32"
+    quantization_config: Quantization | None = None
     initializer_range: float = 0.02
     attention_dropout: float = 0.0
     router_aux_loss_coef: float = 0.001

@@ -15,7 +15,8 @@ import json
 import math
 from pathlib import Path
 
-from tinyqwen.config import FULL, SLIDING, Config
+from backends.quantised import GROUP
+from tinyqwen.config import FULL, SLIDING, Config, Quantization
 from tinyqwen.errors import ModelFilesError
 
 # ---- rules for one value: each returns a complaint, or None ----
@@ -67,7 +68,18 @@ def null_or(rule):
     return lambda value: None if value is None else rule(value)
 
 
+def quantised(value):
+    if value is not None and value not in map(written, QUANTIZATIONS):
+        return 'must be null or what `tinyqwen convert` writes (quant_method "tinyqwen"): nothing else is supported'
+
+
+def written(quantization: Quantization) -> dict:
+    """How config.json says it. The numbers say how it lies in the files, so that a later layout cannot be mistaken."""
+    return {"quant_method": "tinyqwen", "version": 1, "group_size": GROUP, **quantization._asdict()}
+
+
 TOKEN_ID = whole(0, 2**31)
+QUANTIZATIONS = (Quantization("int8"), Quantization("int4"), Quantization("int4", "int4"))
 
 USED = {
     "model_type": text,
@@ -96,6 +108,7 @@ USED = {
     "mlp_only_layers": null_or(list_of(whole(0, 1023))),
     "eos_token_id": null_or(either(TOKEN_ID, list_of(TOKEN_ID))),
     "torch_dtype": null_or(text),
+    "quantization_config": quantised,
     "initializer_range": real(0.0, 10.0),
     "attention_dropout": real(0.0, 1.0),
     "router_aux_loss_coef": real(0.0, 1e6),
@@ -113,7 +126,6 @@ MOE_ONLY = (
 FIXED = {
     "hidden_act": ("silu",),
     "use_mrope": (False,),
-    "quantization_config": (None,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": (None, {}),
@@ -184,6 +196,8 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
     values = {key: raw[key] for key in raw if key in Config.__dataclass_fields__ and raw[key] is not None}
     values["eos_token_id"] = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     values["mlp_only_layers"] = tuple(raw.get("mlp_only_layers") or ())
+    if raw.get("quantization_config"):
+        values["quantization_config"] = next(q for q in QUANTIZATIONS if written(q) == raw["quantization_config"])
     values["torch_dtype"] = raw.get("torch_dtype") or "float32"
     values["layer_types"] = layer_types(raw)
     values["sliding_window"] = raw.get("sliding_window", 4096) if sliding else None
@@ -304,6 +318,10 @@ def to_json(config: Config) -> str:
     if not sparse:
         for key in MOE_ONLY:
             raw.pop(key)
+    if config.quantization_config:
+        raw["quantization_config"] = written(config.quantization_config)
+    else:
+        raw.pop("quantization_config")  # the published files leave it out, too
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]
     raw["hidden_act"] = "silu"
     raw["use_sliding_window"] = config.sliding_window is not None

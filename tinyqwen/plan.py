@@ -4,8 +4,7 @@ The unchanged model runs on shapes alone (`backends.meta`). Memory is then count
 shapes, the cache from its own code, intermediate results from what the model holds at one time. Time is a floor: each
 operation's bytes over the bandwidth or FLOPs over the peak, whichever is longer. Real machines are slower, not faster.
 
-Weight formats: f32 and bf16 as they are; int8 and int4 in groups of 32 along the input, a 2-byte scale for each group;
-vectors (norms, biases) stay bf16.
+Weights are those of `tinyqwen.formats`, without their data.
 """
 
 from __future__ import annotations
@@ -15,55 +14,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.interface import Backend, Cost, shape_only
+from backends.interface import Backend, Cost
 from backends.meta import Meta
 from backends.tracing import Span, Tracing
 from tinyqwen.blocks.rope import rope_tables
 from tinyqwen.config import Config
+from tinyqwen.formats import shape_weights
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
 from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.record import closed
-from tinyqwen.weights import Node, fill, names_of, tensor_shapes, tree
+from tinyqwen.weights import Node, names_of, walk
 
-FORMATS = ("f32", "bf16", "int8", "int4")
-BYTES = {"f32": 4, "bf16": 2}
-GROUP = 32
+BYTES = {"f32": 4, "bf16": 2}  # of a number in the cache
 ROOMS = (8, 16, 24, 80)  # GB: the memories of graphics cards and laptops that people have
 OPENED = frozenset({"attention", "route", "experts"})  # operations with a cost that have others inside
 
 
-def tensor_bytes(shape: tuple[int, ...], format: str) -> int:
-    """Bytes of a tensor in that format.
-
-    >>> [tensor_bytes((10, 64), format) for format in FORMATS], tensor_bytes((64,), "int4")
-    ([2560, 1280, 680, 360], 128)
-    """
-    if format in BYTES or len(shape) == 1:
-        return math.prod(shape) * BYTES.get(format, 2)
-    rows, columns = shape
-    values = columns if format == "int8" else math.ceil(columns / 2)
-    return rows * (values + 2 * math.ceil(columns / GROUP))
-
-
-def weight_bytes(config: Config, format: str) -> int:
-    """Bytes of all weights, as they lie in memory or in a checkpoint.
-
-    >>> from tinyqwen.sizes import SIZES
-    >>> weight_bytes(SIZES["0.5B"].config(), "bf16")
-    988065536
-    """
-    return sum(tensor_bytes(shape, format) for shape in tensor_shapes(config).values())
-
-
 # ---- the model on shapes ----
-
-
-def shape_weights(config: Config) -> Node:
-    """A model's weights without data."""
-    return tree(fill(config, lambda name, shape: shape_only(shape)))
 
 
 class Planned(NamedTuple):
@@ -103,26 +73,24 @@ class Work(NamedTuple):
     def flops(self) -> int:
         return sum(span.cost.flops for span in self.spans if span.cost)
 
-    def moved(self, scale: float = 1.0, kv_scale: float = 1.0) -> float:
-        """Bytes read and written, where weights and cache are stored smaller than in float32 by those factors."""
-        return sum(sum(bytes_of(span, scale, kv_scale)) for span in self.spans)
+    def moved(self, kv_scale: float = 1.0) -> float:
+        """Bytes read and written, where the cache is stored smaller than in float32 by that factor."""
+        return sum(sum(bytes_of(span, kv_scale)) for span in self.spans)
 
-    def floor(self, machine: Machine, scale: float = 1.0, kv_scale: float = 1.0) -> float:
+    def floor(self, machine: Machine, kv_scale: float = 1.0) -> float:
         """The least seconds on that machine."""
         return sum(
-            machine.floor(Cost(None, span.cost.flops, *map(int, bytes_of(span, scale, kv_scale))))
+            machine.floor(Cost(None, span.cost.flops, *map(int, bytes_of(span, kv_scale))))
             for span in self.spans
             if span.cost
         )
 
 
-def bytes_of(span: Span, scale: float, kv_scale: float) -> tuple[float, float]:
-    """What an operation reads and writes when weights and cache are smaller than float32 by those factors."""
+def bytes_of(span: Span, kv_scale: float) -> tuple[float, float]:
+    """What an operation reads and writes when the cache is smaller than float32 by that factor."""
     if span.cost is None:
         return 0.0, 0.0
-    if span.operation == "experts":  # the experts are a list of trees: what is read beside them is small
-        return span.cost.read * scale, span.cost.written
-    read = span.cost.read - span.weights * (1 - scale)
+    read: float = span.cost.read
     if span.operation == "attention":  # queries are as much as what is written; the rest is the cache
         read = span.cost.written + (span.cost.read - span.cost.written) * kv_scale
     return read, span.cost.written * (kv_scale if span.operation == "update_cache" else 1)
@@ -176,11 +144,11 @@ def memory(config: Config, context: int, format: str = "f32", kv: str = "f32", c
     >>> one.kv // 2**20, one.stored_in(2).kv // 2**20                     # MiB: 24 KiB a token, and 12 in bf16
     (768, 384)
     """
-    weights, tokens = shape_weights(config), min(chunk, context)
+    weights, tokens = shape_weights(config, format), min(chunk, context)
     plain = on_shapes(config, weights, tokens, context, logits=False).peak_bytes
     stored = on_shapes(config, weights, tokens, context, opened=("attention",), logits=False).peak_bytes
     return Memory(
-        weight_bytes(config, format),
+        sum(array.nbytes for _, array in walk(weights) if not isinstance(array, Node)),
         BYTES[kv] * config.kv_values_per_token * context,
         plain,
         4 * config.vocab_size,

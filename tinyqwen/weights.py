@@ -11,7 +11,7 @@ A tied head is the embedding table under a second name, not a copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,13 +80,13 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 class Node(SimpleNamespace):
-    """A place in the tree. Its attributes are arrays, nodes and lists of nodes."""
+    """A place in the tree. Its attributes are arrays (or quantised matrices), nodes and lists of nodes."""
 
     def __repr__(self):
         return f"Node({', '.join(vars(self))})"
 
 
-def tree(tensors: dict[str, np.ndarray]) -> Node:
+def tree(tensors: Mapping[str, Any]) -> Node:
     """The tree of these named tensors. Without `lm_head.weight` the head is the embedding.
 
     >>> weights = tree({"model.embed_tokens.weight": "table", "model.layers.0.mlp.up_proj.weight": "matrix"})
@@ -114,7 +114,7 @@ def tree(tensors: dict[str, np.ndarray]) -> Node:
     return root
 
 
-def walk(weights: Node, path: str = "") -> Iterator[tuple[str, object]]:
+def walk(weights: Node, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every node and array below, with its path; the root's own path is empty.
 
     >>> weights = tree({"model.embed_tokens.weight": "table", "model.layers.0.input_layernorm.weight": "vector"})

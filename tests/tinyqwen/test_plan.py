@@ -11,9 +11,10 @@ from tests.helpers import CONFIGS, dense_config, moe_config
 from tinyqwen.checkpoint import save_checkpoint
 from tinyqwen.cli.main import main
 from tinyqwen.devices import DEVICES
+from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
-from tinyqwen.plan import FORMATS, memory, shape_weights, weight_bytes, work
+from tinyqwen.plan import memory, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
 from tinyqwen.trace.machine import Machine
@@ -81,14 +82,15 @@ def test_work_does_not_depend_on_how_a_prompt_is_cut():
 
 
 def test_smaller_formats_move_fewer_bytes_and_are_never_slower():
-    config = SIZES["0.5B"].config()
-    token, machine = work(config, shape_weights(config), 1, 4096), Machine("toy", 50e9, 1e12)
-    floors = [token.floor(machine, scale, kv) for scale, kv in ((1, 1), (0.5, 1), (0.5, 0.5), (0.14, 0.5))]
+    config, machine = SIZES["0.5B"].config(), Machine("toy", 50e9, 1e12)
+    tokens = {format: work(config, shape_weights(config, format), 1, 4096) for format in FORMATS}
+    floors = [tokens["f32"].floor(machine), *(token.floor(machine, 0.5) for token in tokens.values())]
     assert floors == sorted(floors, reverse=True)
     cache = 4096 * 4 * config.kv_values_per_token
-    assert token.moved(1, 1) - token.moved(1, 0.5) == pytest.approx(cache / 2, rel=1e-3)
-    weights = weight_bytes(config, "f32")
-    assert token.moved(1, 1) - token.moved(0.5, 1) == pytest.approx(weights / 2, rel=1e-3)
+    assert tokens["f32"].moved(1) - tokens["f32"].moved(0.5) == pytest.approx(cache / 2, rel=1e-3)
+    for format, token in tokens.items():
+        saved = weight_bytes(config, "f32") - weight_bytes(config, format)
+        assert tokens["f32"].moved() - token.moved() == pytest.approx(saved, rel=1e-3)
 
 
 def test_a_prompt_of_the_full_context_is_planned_at_once():

@@ -108,6 +108,7 @@ def scores(backend, q_GRTK, k_GSK, *, window=None):
     G, R, T, K = q_GRTK.shape
     S = k_GSK.shape[1]
     q_GNK = (q_GRTK * K**-0.5).reshape(G, R * T, K)  # scaling q is cheaper than scaling the scores
+    k_GSK = k_GSK.astype(backend.dtype, copy=False)  # a cache may keep fewer bits
     scores_GRTS = (q_GNK @ k_GSK.swapaxes(1, 2)).reshape(G, R, T, S)
     if T == 1 and (window is None or window >= S):
         return scores_GRTS  # decode: the newest token sees everything, no mask
@@ -161,6 +162,7 @@ def _(scores):
 def mix(backend, weights_GRTS, v_GSK):
     """The weighted mean of the values."""
     G, R, T, S = weights_GRTS.shape
+    v_GSK = v_GSK.astype(backend.dtype, copy=False)
     return (weights_GRTS.reshape(G, R * T, S) @ v_GSK).reshape(G, R, T, -1)
 
 

@@ -15,7 +15,7 @@ from backends.interface import Cost, operation, shape_only
 def take_rows(backend, table_ND, row_T):
     """The rows of a table, in the backend's floating point type: embedding, and the rows whose logits are wanted.
 
-    table_ND   N rows of D values; the embedding table has N = vocab_size
+    table_ND   N rows of D values, in any weight format; the embedding table has N = vocab_size
     row_T      which rows, whole numbers in [0, N)
 
     >>> import numpy as np; from backends import get
@@ -30,4 +30,4 @@ def take_rows(backend, table_ND, row_T):
 def _(table_ND, row_T):
     (T,), D = row_T.shape, table_ND.shape[1]
     out_TD = shape_only((T, D))
-    return Cost(out_TD, flops=0, read=row_T.nbytes + T * D * table_ND.itemsize, written=out_TD.nbytes)
+    return Cost(out_TD, flops=0, read=row_T.nbytes + T * table_ND.nbytes // len(table_ND), written=out_TD.nbytes)

@@ -17,11 +17,14 @@ from backends.interface import Cost, nbytes, operation, shape_only
 def linear(backend, x_TI, weight_OI, bias_O=None):
     """Each token's vector times a matrix, plus a bias if the layer has one.
 
+    weight_OI   an array, or a matrix in fewer bits (`backends.quantised`); widened here to the backend's type, as a
+                whole and every time, which float32 weights need not: faster backends multiply the bits as they lie
+
     >>> import numpy as np; from backends import get
     >>> linear(get("numpy"), np.float32([[1, 2]]), np.float32([[1, 0], [0, 1], [1, 1]]), np.float32([0, 0, 10]))
     array([[ 1.,  2., 13.]], dtype=float32)
     """
-    out_TO = x_TI @ weight_OI.T
+    out_TO = x_TI @ weight_OI.astype(backend.dtype, copy=False).T
     if bias_O is not None:
         out_TO += bias_O
     return out_TO

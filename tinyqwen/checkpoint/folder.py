@@ -4,7 +4,8 @@
         find the files         config.json, model.safetensors, or model.safetensors.index.json and its shards
         read the headers       safetensors_file.py: is each file whole and consistent?
         take the inventory     inventory.py: exactly the tensors that config.json asks for?
-        load                   loading.py: map or widen, once
+        load                   loading.py: map, widen, round or quantise, once
+        keep                   kept.py: what was quantised, for the next start
 
 Only after the first three is a byte of weights read. Pickled weights are never opened: unpickling runs code.
 """
@@ -18,18 +19,27 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
-from tinyqwen.checkpoint.loading import MappedFile, Progress, load, same_values
-from tinyqwen.checkpoint.safetensors_file import HEADER_LIMIT, Stored, one_line, read_header, refuse_duplicates
+from tinyqwen.checkpoint.kept import Kept
+from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
+from tinyqwen.checkpoint.safetensors_file import (
+    HEADER_LIMIT,
+    INDEX,
+    SINGLE,
+    Stored,
+    one_line,
+    read_header,
+    refuse_duplicates,
+)
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
-from tinyqwen.errors import ModelFilesError
-from tinyqwen.weights import Node, tree
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from tinyqwen.errors import ModelFilesError, UsageError
+from tinyqwen.formats import DTYPES, FORMATS, QUANTISED, format_of
+from tinyqwen.weights import Node, tensor_shapes, tree
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,14 @@ class Checkpoint:
     config    what config.json says (but see `settle_head`)
     weights   the tree that `tinyqwen.model.forward` takes
     files     the weight files
+    format    of the matrices, see `tinyqwen.formats`; mixed if the files mix f32 and bf16 and were opened as they are
     """
 
     folder: Path
     config: Config
     weights: Node
     files: tuple[Path, ...]
+    format: str
     maps: tuple[MappedFile, ...] = ()
 
     def check_unchanged(self) -> None:
@@ -62,17 +74,26 @@ def open_checkpoint(
     folder: Path | str,
     *,
     ignore_config: Sequence[str] = (),
-    dtype: type | np.dtype = np.float32,
+    dtype: str | type | np.dtype | None = None,
+    tables: str | None = None,
+    keep: bool = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """The config and the weights of that folder.
 
     ignore_config   keys of config.json to accept although their effect is unknown
-    dtype           float32, or float64 for telling noise from a bug
-    progress        called as progress(bytes_done, bytes_total) while reading; mapped files count for nothing
+    dtype           f32, bf16, int8, int4 (see `tinyqwen.formats`); np.float32, or np.float64 for telling noise from a
+                    bug; auto: as stored, where f16 becomes f32, because bf16 would cut three of its bits; default: f32.
+                    A folder that `tinyqwen convert` wrote has one format, and that is its default, too
+    tables          int4's embedding and head: int8 (the default) or int4
+    keep            whether to keep what was quantised for the next start, see `kept.py`
+    progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
+                    count for nothing
 
-    Memory: the weights in that dtype and at most some MB besides; float32 files are mapped and need none of their own.
-    Errors: ModelFilesError, one line that names the file, the problem and what to do.
+    Memory: the weights in that format and at most some MB besides; what is wanted as it is stored is mapped and needs
+    none of its own.
+    Errors: ModelFilesError, one line that names the file, the problem and what to do; UsageError for a format that the
+    folder does not have.
 
     >>> import tempfile; from tinyqwen.checkpoint import save_checkpoint; from tinyqwen.weights import random_weights
     >>> config = Config(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
@@ -81,20 +102,79 @@ def open_checkpoint(
     >>> checkpoint = open_checkpoint(folder)
     >>> checkpoint.weights.layers[1].mlp.up_proj.weight.shape, checkpoint.weights.embed_tokens.weight.dtype
     ((16, 8), dtype('float32'))
+    >>> open_checkpoint(folder, dtype="int8", keep=False).weights.layers[1].mlp.up_proj.weight
+    <int8 (16, 8)>
     """
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, not {dtype}")
+    source = read_source(folder, ignore_config)
+    wanted = source.wanted(dtype if dtype is None or isinstance(dtype, str) else name_of(dtype), tables)
+    formats = {format for format, shape in wanted.values() if len(shape) > 1}
+    inventory, kept = source.inventory, None
+    if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
+        kept = Kept(source.files, wanted)
+        inventory = kept.find() or inventory
+    tensors, maps = load(inventory, wanted, progress)
+    if kept and inventory is source.inventory:
+        kept.keep(tensors, progress)
+    body = next((format for format in ("int4", "int8") if format in formats), "mixed")
+    return Checkpoint(
+        source.folder, source.config, tree(tensors), source.files, formats.pop() if len(formats) == 1 else body, maps
+    )
+
+
+class Source(NamedTuple):
+    """A model folder whose headers are read and believed, and none of its tensors.
+
+    inventory   where each tensor lies, under the names of `tinyqwen.weights.tensor_shapes` and those of their scales
+    """
+
+    folder: Path
+    config: Config
+    files: tuple[Path, ...]
+    inventory: dict[str, Stored]
+
+    def wanted(self, format: str | None, tables: str | None = None) -> dict[str, Wanted]:
+        """What each tensor becomes when the model is wanted in that format; the words are those of `open_checkpoint`.
+
+        Errors: UsageError for a format that this folder cannot be opened in.
+        """
+        if format not in (None, "auto", "f64", *FORMATS):
+            raise UsageError(f"dtype is {format!r} but must be auto, {', '.join(FORMATS)}")
+        quantization = self.config.quantization_config
+        if quantization:
+            for asked, has in ((format, quantization.format), (tables, quantization.tables)):
+                if asked not in (None, "auto", has):
+                    raise UsageError(
+                        f"{self.folder}: holds {has} weights, which cannot become {asked} again; take --dtype auto, "
+                        f"or --dtype {asked} with the folder that it was converted from"
+                    )
+            format, tables = quantization
+        wanted = {}
+        for name, shape in tensor_shapes(self.config).items():
+            kind = format_of(name, shape, format or "f32", tables or "int8")
+            if format == "auto":
+                kind = "bf16" if len(shape) > 1 and self.inventory[name].dtype == "BF16" else "f32"
+            wanted[name] = Wanted(kind, shape)
+        return wanted
+
+
+def read_source(folder: Path | str, ignore_config: Sequence[str] = ()) -> Source:
+    """Find the files, read their headers and take the inventory; see `open_checkpoint`."""
     folder = Path(folder).expanduser()
-    source = find_weights(folder)
+    weights = find_weights(folder)
     config = read_config(regular_file(folder, "config.json"), tuple(ignore_config))
-    index = read_index(source) if source.name == INDEX else None
+    index = read_index(weights) if weights.name == INDEX else None
     names = [SINGLE] if index is None else list(dict.fromkeys(index.values()))
     files = {folder / name: read_header(regular_file(folder, name)) for name in names}
-    inventory = take_inventory(config, files, index, source)
-    config, inventory = settle_head(config, inventory)
-    arrays, maps = load(inventory, dtype, progress)
-    return Checkpoint(folder, config, tree(split_experts(config, arrays)), tuple(files), maps)
+    config, inventory = settle_head(config, take_inventory(config, files, index, weights))
+    return Source(folder, config, tuple(files), split_experts(config, inventory))
+
+
+def name_of(dtype: type | np.dtype) -> str:
+    """f32 or f64, as NumPy means it."""
+    for name in ("f32", "f64"):
+        if np.dtype(dtype) == DTYPES[name]:
+            return name
+    raise ValueError(f"dtype must be float32 or float64, or the name of a format, not {dtype}")
 
 
 def find_weights(folder: Path) -> Path:

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyqwen.checkpoint.folder import INDEX, SINGLE, find_weights, read_index
-from tinyqwen.checkpoint.safetensors_file import one_line
+from tinyqwen.checkpoint.folder import find_weights, read_index
+from tinyqwen.checkpoint.safetensors_file import INDEX, SINGLE, one_line
 from tinyqwen.errors import DiskFullError, ModelFilesError, NetworkError, TinyqwenError, UsageError
 from tinyqwen.sizes import SIZES
 

@@ -9,13 +9,16 @@ files differ from `tensor_shapes` are accepted:
     fused experts               transformers 5 keeps experts in two 3-D tensors in memory, and may save them like that
     rotary_emb.inv_freq         a buffer that old releases of transformers saved; computed from rope_theta, so ignored
     bf16, f16, f32              any of them, tensor by tensor
+
+Where config.json says that the weights are quantised, the tensors are those of `quantised_file.py`, exactly.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tinyqwen.checkpoint.safetensors_file import DTYPES, Stored
+from tinyqwen.checkpoint.quantised_file import quantised_entries
+from tinyqwen.checkpoint.safetensors_file import FLOATS, Stored
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.weights import Shapes, tensor_shapes
@@ -51,9 +54,14 @@ def take_inventory(
         if name not in files[source.parent / file]
     ]  # fmt: skip
 
-    if config.tie_word_embeddings and HEAD in found and TABLE not in found:
-        found[TABLE] = found.pop(HEAD)
-    expected = expected_shapes(config, found)
+    if config.quantization_config:
+        entries = quantised_entries(config)
+        expected = {name: shape for name, (_, shape) in entries.items()}
+        types = {name: (code,) if code else tuple(FLOATS) for name, (code, _) in entries.items()}
+    else:
+        if config.tie_word_embeddings and HEAD in found and TABLE not in found:
+            found[TABLE] = found.pop(HEAD)
+        expected, types = expected_shapes(config, found), {}
 
     missing = [show(name) for name in expected if name not in found]
     if HEAD in expected and HEAD not in found:
@@ -67,8 +75,15 @@ def take_inventory(
             for name, shape in expected.items()
             if name in found and found[name].shape != shape
         ],
-        f"of a type other than {', '.join(DTYPES)}": [
-            f"{show(name)} is {stored.dtype}" for name, stored in found.items() if stored.dtype not in DTYPES
+        f"of a type other than {', '.join(FLOATS)}": [
+            f"{show(name)} is {stored.dtype}"
+            for name, stored in found.items()
+            if name not in types and stored.dtype not in FLOATS
+        ],
+        "of wrong type": [
+            f"{show(name)} is {found[name].dtype}, must be {' or '.join(allowed)}"
+            for name, allowed in types.items()
+            if name in found and found[name].dtype not in allowed
         ],
         "listed in the index but not stored": absent,
         "stored but not listed in the index": unlisted,
@@ -113,18 +128,20 @@ def fused_experts(config: Config, layer: int) -> dict[str, list[str]]:
     }
 
 
-def split_experts(config: Config, tensors: dict) -> dict:
-    """The tensors with fused experts taken apart, as views: one matrix per expert and name, nothing copied."""
-    tensors = dict(tensors)
+def split_experts(config: Config, inventory: dict[str, Stored]) -> dict[str, Stored]:
+    """The inventory with fused experts taken apart: one matrix per expert and name, each at its place in the file."""
+    inventory = dict(inventory)
     for layer in range(config.num_hidden_layers):
         for name, parts in fused_experts(config, layer).items():
-            if name not in tensors:
+            if name not in inventory:
                 continue
-            fused = tensors.pop(name)  # [E, 2M, D] or [E, D, M]
-            matrices = fused.reshape(len(parts), -1, fused.shape[-1])
-            for part, matrix in zip(parts, matrices):
-                tensors[f"model.layers.{layer}.mlp.experts.{part}.weight"] = matrix
-    return tensors
+            fused = inventory.pop(name)  # [E, 2M, D] or [E, D, M]
+            rows, columns = fused.shape[0] * fused.shape[1] // len(parts), fused.shape[2]
+            for number, part in enumerate(parts):
+                offset = fused.offset + number * fused.nbytes // len(parts)
+                matrix = fused._replace(shape=(rows, columns), offset=offset)
+                inventory[f"model.layers.{layer}.mlp.experts.{part}.weight"] = matrix
+    return inventory
 
 
 def show(name: str) -> str:

@@ -24,8 +24,12 @@ from safetensors import SafetensorError, safe_open
 
 from tinyqwen.errors import ModelFilesError
 
-# The types of published weights. A later one (fp8, packed 4 bits) needs scales beside it, so it is not just a row here.
-DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # what a model folder has one of
+
+# The types of published weights, and the bytes that quantised ones of our own lie in (`quantised_file.py`). Others
+# (fp8, 4 bits packed elsewhere) have scales of their own kinds beside them, so they are not just rows here.
+FLOATS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+DTYPES = {**FLOATS, "U8": np.dtype(np.uint8)}
 
 # Bytes. The format allows 100 MB, but reading so many names into Python would take 15 s and 2 GB, and a file can claim
 # them for nothing. The whole 57B-A14B in one file would need less than 1 MB.

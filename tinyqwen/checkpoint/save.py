@@ -16,28 +16,29 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from tinyqwen.checkpoint.folder import INDEX, SINGLE
 from tinyqwen.checkpoint.loading import pieces
-from tinyqwen.checkpoint.safetensors_file import DTYPES
+from tinyqwen.checkpoint.quantised_file import ALIGNMENT, SCALE, Entries
+from tinyqwen.checkpoint.safetensors_file import DTYPES, INDEX, SINGLE
 from tinyqwen.config import Config
 from tinyqwen.config_json import to_json
 from tinyqwen.errors import DiskFullError, UsageError
-from tinyqwen.weights import Shapes, tensor_shapes
+from tinyqwen.weights import tensor_shapes
 
 CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # our word -> the file format's
+Tensors = Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
 
 
 def save_checkpoint(
     folder: Path | str,
     config: Config,
-    tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+    tensors: Tensors,
     dtype: str = "bfloat16",
     max_shard_bytes: int = 4_000_000_000,
 ) -> None:
@@ -58,44 +59,71 @@ def save_checkpoint(
     """
     if dtype not in CODES:
         raise UsageError(f"dtype is {dtype!r} but must be one of {', '.join(CODES)}")
-    folder = Path(folder).expanduser()
-    shapes = tensor_shapes(config)
-    shards = plan_shards(shapes, dtype, max_shard_bytes)
-    small = {"config.json": to_json(replace(config, torch_dtype=dtype))}
+    entries = {name: (CODES[dtype], shape) for name, shape in tensor_shapes(config).items()}
+    write_folder(Path(folder).expanduser(), replace(config, torch_dtype=dtype), entries, tensors, max_shard_bytes)
+
+
+def write_folder(
+    folder: Path,
+    config: Config,
+    entries: Entries,
+    tensors: Tensors,
+    max_shard_bytes: int = 4_000_000_000,
+    others: Mapping[str, bytes] | None = None,
+    replacing: bool = False,
+) -> None:
+    """Write config.json and these tensors, each in its type and shape. `others`: more files and what is in them.
+
+    replacing   whether files of these names may be written over, and other weight files there be removed
+    """
+    shards = plan_shards(entries, max_shard_bytes)
+    small = {**(others or {}), "config.json": to_json(config).encode()}
     if len(shards) > 1:
-        small = {INDEX: index_json(shards, shapes, dtype), **small}  # in order of renaming
-    try:
+        small = {INDEX: index_json(shards, entries).encode(), **small}  # in order of renaming
+    with clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_mixture(folder, {*shards, *small})
-        check_room(folder, math.prod((sum(map(math.prod, shapes.values())), itemsize(dtype))))
+        if not replacing:
+            refuse_mixture(folder, {*shards, *small})
+        check_room(folder, total_bytes(entries))
         with ExitStack() as cleanup:
             parts = {name: folder / f".{name}.part" for name in (*shards, *small)}
             for part in parts.values():
                 cleanup.callback(part.unlink, missing_ok=True)
-            write_shards({parts[name]: names for name, names in shards.items()}, shapes, dtype, tensors)
-            for name, text in small.items():
-                parts[name].write_text(text, encoding="utf-8", newline="\n")
+            write_shards({parts[name]: names for name, names in shards.items()}, entries, tensors)
+            for name, content in small.items():
+                parts[name].write_bytes(content)
+            if replacing:
+                for path in {folder / "config.json", *folder.glob("*.safetensors*")} - set(parts.values()):
+                    path.unlink(missing_ok=True)
             for name, part in parts.items():
                 os.replace(part, folder / name)
+
+
+@contextmanager
+def clear_errors(folder: Path):
+    """Errors of the system as one line that says what to do."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"{folder}: the disk is full; nothing was saved; make room or save elsewhere") from None
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); save elsewhere") from None
 
 
-def plan_shards(shapes: Shapes, dtype: str, max_shard_bytes: int) -> dict[str, list[str]]:
+def plan_shards(entries: Entries, max_shard_bytes: int) -> dict[str, list[str]]:
     """File names and the tensors of each: in module order, a new shard where the next tensor would pass the limit.
 
-    The published models are split by this rule at 4e9 bytes; a tensor above the limit has a shard to itself.
+    The published models are split by this rule at 4e9 bytes; a tensor above the limit has a shard to itself. Scales
+    stay with their values.
 
-    >>> plan_shards({"a": (3,), "b": (2,), "c": (9,)}, "bfloat16", 10)
+    >>> plan_shards({"a": ("BF16", (3,)), "b": ("F16", (2,)), "c": ("F32", (9,))}, 10)
     {'model-00001-of-00002.safetensors': ['a', 'b'], 'model-00002-of-00002.safetensors': ['c']}
     """
     groups: list[list[str]] = [[]]
     size = 0
-    for name, shape in shapes.items():
-        nbytes = math.prod(shape) * itemsize(dtype)
-        if groups[-1] and size + nbytes > max_shard_bytes:
+    for name, entry in entries.items():
+        nbytes = entry_bytes(*entry)
+        if groups[-1] and size + nbytes > max_shard_bytes and not name.endswith(SCALE):
             groups.append([])
             size = 0
         groups[-1].append(name)
@@ -105,51 +133,57 @@ def plan_shards(shapes: Shapes, dtype: str, max_shard_bytes: int) -> dict[str, l
     return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
-def header(names: list[str], shapes: Shapes, dtype: str) -> tuple[bytes, dict[str, int]]:
+def header(names: list[str], entries: Entries) -> tuple[bytes, dict[str, int]]:
     """The first bytes of a file that holds these tensors, and where each tensor's bytes begin.
 
-    Names are sorted and the length is padded to 8 bytes, as in the published files.
+    Names are sorted and the length is padded to 8 bytes, as in the published files; `quantised_file.py` says how files
+    with quantised tensors differ.
     """
-    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say "pt"
+    described: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say "pt"
+    quantised = any(entries[name][0] == "U8" for name in names)
+
+    def place(name: str) -> tuple[int, str]:
+        """Whole lines first: what comes after them begins a line, too."""
+        values = name.removesuffix(SCALE)
+        size = sum(entry_bytes(*entries[each]) for each in (values, values + SCALE) if each in entries)
+        return -min(ALIGNMENT, size & -size), name  # the largest power of two that divides the size
+
     begin = 0
-    for name in sorted(names):
-        end = begin + math.prod(shapes[name]) * itemsize(dtype)
-        entries[name] = {"dtype": CODES[dtype], "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    for name in sorted(names, key=place if quantised else None):
+        code, shape = entries[name]
+        end = begin + entry_bytes(code, shape)
+        described[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % (ALIGNMENT if quantised else 8))
     first = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {
-        name: first + entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"
+        name: first + entry["data_offsets"][0] for name, entry in described.items() if name != "__metadata__"
     }
 
 
-def index_json(shards: dict[str, list[str]], shapes: Shapes, dtype: str) -> str:
-    total = sum(map(math.prod, shapes.values())) * itemsize(dtype)
+def index_json(shards: dict[str, list[str]], entries: Entries) -> str:
     weight_map = {name: file for file, names in shards.items() for name in names}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    index = {"metadata": {"total_size": total_bytes(entries)}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def write_shards(
-    shards: dict[Path, list[str]],
-    shapes: Shapes,
-    dtype: str,
-    tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
-) -> None:
+def write_shards(shards: dict[Path, list[str]], entries: Entries, tensors: Tensors) -> None:
     """Write the tensors to these files, each to its place, in the order in which they come."""
     with ExitStack() as opened:
         files = [opened.enter_context(open(path, "wb")) for path in shards]
         places: dict[str, tuple[BinaryIO, int]] = {}
         for file, names in zip(files, shards.values()):
-            start, offsets = header(names, shapes, dtype)
+            start, offsets = header(names, entries)
             file.write(start)
             places |= {name: (file, offset) for name, offset in offsets.items()}
         for name, array in tensors.items() if isinstance(tensors, Mapping) else tensors:
             if name not in places:
                 raise ValueError(f"{name} is not a tensor of this config, or came twice")
-            if array.shape != shapes[name]:
-                raise ValueError(f"{name} has shape {array.shape}, must be {shapes[name]}")
-            write_tensor(*places.pop(name), name, array, dtype)
+            code, shape = entries[name]
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, must be {shape}")
+            write_tensor(*places.pop(name), name, array, code)
         if places:
             raise ValueError(f"{len(places)} tensors are missing, among them {next(iter(places))}")
         for file in files:
@@ -157,21 +191,25 @@ def write_shards(
             os.fsync(file.fileno())  # or a power cut after renaming could leave a file of zeros under the real name
 
 
-def write_tensor(file: BinaryIO, offset: int, name: str, array: np.ndarray, dtype: str) -> None:
+def write_tensor(file: BinaryIO, offset: int, name: str, array: np.ndarray, code: str) -> None:
     """Round the tensor to that type, a piece at a time, and write it at that place."""
     flat = np.asarray(array).reshape(-1)
     file.seek(offset)
     for start, stop in pieces(flat.size):
         try:
             with np.errstate(over="raise"):
-                piece = flat[start:stop].astype(DTYPES[CODES[dtype]])
+                piece = flat[start:stop].astype(DTYPES[code], copy=False)
         except FloatingPointError:
             raise UsageError(f"{name} has numbers above 65504, too large for float16; save as bfloat16") from None
         file.write(piece.view(np.uint8).data)
 
 
-def itemsize(dtype: str) -> int:
-    return DTYPES[CODES[dtype]].itemsize
+def entry_bytes(code: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * DTYPES[code].itemsize
+
+
+def total_bytes(entries: Entries) -> int:
+    return sum(entry_bytes(*entry) for entry in entries.values())
 
 
 def refuse_mixture(folder: Path, names: set[str]) -> None:

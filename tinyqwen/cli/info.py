@@ -16,7 +16,7 @@ from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import UsageError
-from tinyqwen.plan import FORMATS, weight_bytes
+from tinyqwen.formats import FORMATS, weight_bytes
 from tinyqwen.sampling import read_generation_config
 from tinyqwen.sizes import CONTRADICTIONS, SIZES
 from tinyqwen.weights import count_parameters
@@ -81,6 +81,7 @@ def figures(config: Config) -> dict:
     return {
         "shape": shapes,
         "parameters": counts,
+        "stored_as": config.quantization_config.format if config.quantization_config else config.torch_dtype,
         "weight_bytes": {name: weight_bytes(config, name) for name in FORMATS},
         "kv_cache_bytes_per_token": {
             name: config.kv_values_per_token * size for name, size in (("f32", 4), ("bf16", 2))

@@ -17,7 +17,8 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
-from tinyqwen.plan import BYTES, FORMATS, ROOMS, memory, shape_weights, weight_bytes, work
+from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
+from tinyqwen.plan import BYTES, ROOMS, memory, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.trace.machine import Machine, measure
 
@@ -76,18 +77,17 @@ def machines_of(name: str | None) -> dict[str, tuple[float | None, Machine]]:
 
 def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines: dict) -> dict:
     """Everything about one model at one context, in one format."""
-    weights, context = shape_weights(config), arguments.context
+    weights, context = shape_weights(config, arguments.dtype), arguments.context
     needed = memory(config, context, arguments.dtype, arguments.kv)
-    scale = weight_bytes(config, arguments.dtype) / weight_bytes(config, "f32")
     kv_scale = BYTES[arguments.kv] / 4
     first, last, prompt = (work(config, weights, *size) for size in ((1, 1), (1, context), (context, context)))
     devices = {}
     for device, (room, machine) in machines.items():
         devices[device] = {
             "fits": None if room is None else needed.total <= room,
-            "decode_tokens_per_s_empty": 1 / first.floor(machine, scale, kv_scale),
-            "decode_tokens_per_s_full": 1 / last.floor(machine, scale, kv_scale),
-            "prefill_s": prompt.floor(machine, scale, kv_scale),
+            "decode_tokens_per_s_empty": 1 / first.floor(machine, kv_scale),
+            "decode_tokens_per_s_full": 1 / last.floor(machine, kv_scale),
+            "prefill_s": prompt.floor(machine, kv_scale),
         }
     other = needed.total - needed.weights
     return {
@@ -99,8 +99,8 @@ def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines:
         "per_token": {
             "flops_empty": first.flops,
             "flops_full": last.flops,
-            "bytes_empty": round(first.moved(scale, kv_scale)),
-            "bytes_full": round(last.moved(scale, kv_scale)),
+            "bytes_empty": round(first.moved(kv_scale)),
+            "bytes_full": round(last.moved(kv_scale)),
         },
         "prefill_flops": prompt.flops,
         "fits": {format: rooms(weight_bytes(config, format) + other) for format in FORMATS},

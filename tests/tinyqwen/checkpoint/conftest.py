@@ -69,3 +69,11 @@ def write_file():
         )
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """Where quantised weights are kept: an empty folder for each test, never the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TINYQWEN_CACHE", str(folder))
+    return folder / "weights"

@@ -30,34 +30,34 @@ from tinyqwen.weights import random_weights, tensor_shapes
 )
 def test_file_sizes_are_the_published_ones(size, published):
     """To the byte: so names, shapes, types, the split into shards and the header's layout are right."""
-    shapes = tensor_shapes(SIZES[size].config())
-    shards = plan_shards(shapes, "bfloat16", 4_000_000_000)
+    entries = {name: ("BF16", shape) for name, shape in tensor_shapes(SIZES[size].config()).items()}
+    shards = plan_shards(entries, 4_000_000_000)
     assert published == [
-        len(header(names, shapes, "bfloat16")[0]) + sum(2 * int(np.prod(shapes[name])) for name in names)
+        len(header(names, entries)[0]) + sum(2 * int(np.prod(entries[name][1])) for name in names)
         for names in shards.values()
     ]
 
 
 def test_index_is_laid_out_as_published():
-    shapes = tensor_shapes(SIZES["7B"].config())
-    text = index_json(plan_shards(shapes, "bfloat16", 4_000_000_000), shapes, "bfloat16")
+    entries = {name: ("BF16", shape) for name, shape in tensor_shapes(SIZES["7B"].config()).items()}
+    text = index_json(plan_shards(entries, 4_000_000_000), entries)
     index = json.loads(text)
     assert len(text) == 27_752  # bytes of the published file
-    assert list(index["weight_map"]) == sorted(shapes)
+    assert list(index["weight_map"]) == sorted(entries)
     assert text.startswith('{\n  "metadata": {\n    "total_size": 15231233024\n  },\n  "weight_map": {\n    "lm_head')
 
 
 @example([3, 2, 1], 10)  # exactly full
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 100))
 def test_shards_hold_everything_once_and_are_full(counts, limit):
-    shapes = {f"t{i}": (count,) for i, count in enumerate(counts)}
-    shards = plan_shards(shapes, "float16", limit)
-    assert [name for names in shards.values() for name in names] == list(shapes)
+    entries = {f"t{i}": ("F16", (count,)) for i, count in enumerate(counts)}
+    shards = plan_shards(entries, limit)
+    assert [name for names in shards.values() for name in names] == list(entries)
     groups = list(shards.values())
     for group, following in zip(groups, [*groups[1:], None]):
-        size = sum(2 * shapes[name][0] for name in group)
+        size = sum(2 * entries[name][1][0] for name in group)
         assert size <= limit or len(group) == 1
-        assert following is None or size + 2 * shapes[following[0]][0] > limit
+        assert following is None or size + 2 * entries[following[0]][1][0] > limit
 
 
 @pytest.mark.parametrize("shard", [10**9, 3000])
