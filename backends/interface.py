@@ -85,6 +85,7 @@ class Backend:
     xp       the array module: numpy or cupy
     dtype    the floating point type of activations; float32, or float64 to tell noise from a bug
     bodies   faster bodies by operation name, each with its definition's signature
+    dtypes   what `dtype` may be: the definitions compute in both, bodies may be made for one
 
     >>> double = Operation(lambda backend, x: backend.xp.add(x, x))
     >>> double(Backend(np), np.float32(21))
@@ -92,6 +93,7 @@ class Backend:
     """
 
     name = "numpy"
+    dtypes: tuple = (np.float32, np.float64)
 
     def __init__(self, xp: ModuleType = np, bodies: Mapping[str, Callable] | None = None, dtype=np.float32):
         self.xp = xp
@@ -127,7 +129,7 @@ class Wrapper(Backend):
 
     def __init__(self, inner: Backend):
         self.inner, self.name = inner, inner.name
-        self.xp, self.bodies, self.dtype = inner.xp, inner.bodies, inner.dtype
+        self.xp, self.bodies, self.dtype, self.dtypes = inner.xp, inner.bodies, inner.dtype, inner.dtypes
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         return self.inner.run(operation, arrays, settings, door or self)

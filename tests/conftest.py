@@ -18,9 +18,11 @@ settings.register_profile("long", max_examples=400, **ALWAYS)
 settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 
 
-@pytest.fixture(scope="session", params=backends.NAMES)
+@pytest.fixture(scope="session", params=[*backends.NAMES, "cpu-generic"])
 def backend(request):
-    """Each backend in turn: one suite binds them all to the definitions."""
+    """Each backend in turn, the cpu also as on an older processor: one suite binds them all to the definitions."""
+    if request.param == "cpu-generic":
+        return backends.get("cpu", features=())
     return backends.get(request.param)
 
 

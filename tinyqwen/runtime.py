@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import backends
 from tinyqwen.chat_template import Message, encode_chat, read_template
 from tinyqwen.checkpoint import Checkpoint, open_checkpoint
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import ModelFilesError, UsageError
+from tinyqwen.formats import weight_bytes
 from tinyqwen.generate import Event, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
+from tinyqwen.prepare import prepare
 from tinyqwen.sampling import GenerationConfig, Sampling, read_generation_config
 from tinyqwen.sizes import ENDOFTEXT
 from tinyqwen.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ class Runtime:
     template: str | None
     template_variables: dict[str, Any]
     context: int
+    kv_format: str = "f32"
 
     @property
     def config(self) -> Config:
@@ -69,7 +70,7 @@ class Runtime:
 
     def cache(self) -> KVCache:
         """An empty cache for one sequence."""
-        return KVCache(self.backend, self.config)
+        return KVCache(self.backend, self.config, self.kv_format)
 
     def start(
         self,
@@ -87,8 +88,9 @@ class Runtime:
         """
         if strangers := [token for token in ids if not 0 <= token < self.config.vocab_size]:
             raise UsageError(f"id {strangers[0]} is not in the model's vocabulary of {self.config.vocab_size}")
-        if self.backend.dtype.itemsize * self.config.kv_values_per_token * len(ids) > 2**28:
-            needed = self.backend.dtype.itemsize * self.config.kv_values_per_token * (len(ids) + (max_new_tokens or 0))
+        per_token = self.cache().bytes_per_token
+        if per_token * len(ids) > 2**28:
+            needed = per_token * (len(ids) + (max_new_tokens or 0))
             require(needed, f"the KV cache of {len(ids)} tokens", "shorten the prompt")
         return Running(
             list(ids),
@@ -126,29 +128,45 @@ class Runtime:
 def load(
     folder: Path | str,
     *,
-    backend: str = "numpy",
+    backend: str = "cpu",
+    threads: int | None = None,
+    dtype: str = "auto",
+    tables: str | None = None,
+    keep: bool = True,
+    kv_dtype: str = "auto",
     context: int | None = None,
     ignore_config: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
+    compiling: Callable[[str], None] | None = None,
 ) -> Runtime:
     """Load the model in a Hugging Face folder.
 
     backend         a name of `backends.NAMES`
+    threads         of the cpu backend; default: the cores that this process may use
+    dtype           the weights' format: f32, bf16, int8, int4; auto: as stored, but on numpy, which has no kernels for
+                    other types, f32. tables, keep: as of `open_checkpoint`
+    kv_dtype        the caches' format: f32, bf16, int8; auto: see `cache_format`
     context         at most so many tokens, prompt and answer together; default: max_position_embeddings
     ignore_config   keys of config.json to accept although their effect is unknown
     progress        called with bytes done and bytes in all while weights are read
+    compiling       called with the name of each kernel before it is compiled, which happens once on a machine
 
     Errors: ModelFilesError for every way in which the folder can be wrong; DoesNotFitError; UsageError.
     """
     folder = Path(folder)
+    try:
+        computes = backends.get(backend, threads=threads)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if (folder / "config.json").is_file():  # small files first: what is wrong there should not cost a long read
         config = read_config(folder / "config.json", ignore_config)
         if context is not None and not 1 <= context <= config.max_position_embeddings:
             raise UsageError(f"--context must be from 1 to {config.max_position_embeddings}, is {context}")
-        if config.torch_dtype != "float32":
-            parameters = count_parameters(config)["total"]
-            require(4 * parameters, f"{parameters / 1e9:.1f} B parameters in float32", "take a smaller model")
-    checkpoint = open_checkpoint(folder, ignore_config=ignore_config, dtype=np.float32, progress=progress)
+        check_room(config, dtype, backend, tables)
+    checkpoint = open_checkpoint(
+        folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
+        progress=progress,
+    )  # fmt: skip
     tokenizer = Tokenizer(folder)
     if tokenizer.size > checkpoint.config.vocab_size:
         raise ModelFilesError(
@@ -156,12 +174,47 @@ def load(
             f"{checkpoint.config.vocab_size} rows; the tokenizer is another model's"
         )
     template, variables = read_template(folder)
+    generation = read_generation_config(folder)
+    kv_format = cache_format(kv_dtype, computes, checkpoint.format)
+    prepare(
+        computes, checkpoint.config, checkpoint.weights, generation.sampling,
+        make_cache=lambda backend, config: KVCache(backend, config, kv_format), compiling=compiling,
+    )  # fmt: skip
     return Runtime(
-        backends.get(backend),
+        computes,
         checkpoint,
         tokenizer,
-        read_generation_config(folder),
+        generation,
         template,
         variables,
         context or checkpoint.config.max_position_embeddings,
+        kv_format,
     )
+
+
+def cache_format(kv_dtype: str, backend: backends.Backend, weights: str) -> str:
+    """The caches' format that `kv_dtype` means, beside weights of that format.
+
+    auto is bf16 where weights are rounded to bf16 or further and there are kernels for it: what it loses is less than
+    what the weights have lost (measured in tests/tinyqwen/test_kv_cache.py), it is what transformers does, and a long
+    context is read in half the time. Weights in f32 are meant exactly, and so is the numpy backend: f32.
+    """
+    if kv_dtype == "auto":
+        return "f32" if weights == "f32" or not backend.bodies else "bf16"
+    return kv_dtype
+
+
+def weight_format(dtype: str, backend: str) -> str | None:
+    """What `open_checkpoint` is asked for: on a backend without kernels of its own, auto is its default."""
+    return None if dtype == "auto" and backend == "numpy" else dtype
+
+
+def check_room(config: Config, dtype: str, backend: str, tables: str | None) -> None:
+    """DoesNotFitError before anything is read, if weights that have to be made anew need more memory than there is."""
+    format = weight_format(dtype, backend) or "f32"
+    stored = {"float32": "f32", "bfloat16": "bf16"}.get(config.torch_dtype)
+    if config.quantization_config or format in ("auto", stored):
+        return  # mapped, more or less
+    parameters = count_parameters(config)["total"]
+    hint = "take a smaller model" if format == "int4" else "take a smaller model, or --dtype int4"
+    require(weight_bytes(config, format, tables or "int8"), f"{parameters / 1e9:.1f} B parameters in {format}", hint)

@@ -134,13 +134,13 @@ def sample(backend, logits_V, seen_N, *, sampling, uniform):
     [0, 2]
     """
     xp = backend.xp
-    logits_V = filtered(backend, logits_V, seen_N, sampling)
+    logits_V = scaled(backend, logits_V, seen_N, sampling)
     if not sampling.do_sample:
         return xp.argmax(logits_V)
-    kept_N = xp.flatnonzero(logits_V > -xp.inf)
-    mass_N = xp.cumsum(softmax(backend, logits_V[kept_N]))
-    chosen = xp.searchsorted(mass_N, uniform * mass_N[-1], side="right")
-    return kept_N[xp.minimum(chosen, len(kept_N) - 1)]
+    if not sampling.top_k:
+        return draw(backend, narrowed(backend, logits_V, sampling), uniform)
+    id_N = likeliest(backend, logits_V, top_k=sampling.top_k)  # from here on it is about 20 numbers, not 150,000
+    return id_N[draw(backend, narrowed(backend, logits_V[id_N], sampling), uniform)]
 
 
 @sample.cost
@@ -149,28 +149,89 @@ def _(logits_V, seen_N, *, sampling, uniform):
     return Cost(shape_only((), int), flops=len(logits_V), read=logits_V.nbytes, written=8)
 
 
+def draw(backend, logits_N, uniform):
+    """The place that the dice fall on."""
+    xp = backend.xp
+    kept_N = xp.flatnonzero(logits_N > -xp.inf)
+    mass_N = xp.cumsum(softmax(backend, logits_N[kept_N]))
+    chosen = xp.searchsorted(mass_N, uniform * mass_N[-1], side="right")
+    return kept_N[xp.minimum(chosen, len(kept_N) - 1)]
+
+
 def filtered(backend, logits_V, seen_N, sampling):
-    """The logits after penalty, temperature and filters, in float32; what is removed is minus infinity."""
+    """The logits after penalty, temperature and filters; what is removed is minus infinity. For looking at."""
+    xp = backend.xp
+    logits_V = scaled(backend, logits_V, seen_N, sampling)
+    if not sampling.do_sample:
+        return logits_V
+    id_N = likeliest(backend, logits_V, top_k=sampling.top_k or len(logits_V))
+    kept_V = xp.full_like(logits_V, -xp.inf)
+    kept_V[id_N] = narrowed(backend, logits_V[id_N], sampling)
+    return kept_V
+
+
+def scaled(backend, logits_V, seen_N, sampling):
+    """The logits after penalty and temperature, in float32; the caller's are not touched."""
     xp = backend.xp
     logits_V = logits_V.astype(backend.dtype)  # a copy
     if sampling.repetition_penalty != 1.0:
         penalty, seen_logits_N = sampling.repetition_penalty, logits_V[seen_N]
         logits_V[seen_N] = xp.where(seen_logits_N < 0, seen_logits_N * penalty, seen_logits_N / penalty)
-    if not sampling.do_sample:
-        return logits_V
-    if sampling.temperature != 1.0:
+    if sampling.do_sample and sampling.temperature != 1.0:
         logits_V /= sampling.temperature
-    if 0 < sampling.top_k < len(logits_V):
-        kth = xp.partition(logits_V, -sampling.top_k)[-sampling.top_k]
-        logits_V[logits_V < kth] = -xp.inf
+    return logits_V
+
+
+@operation
+def likeliest(backend, logits_V, *, top_k):
+    """The ids of the k likeliest tokens and of all ties with the k-th, in ascending order.
+
+    >>> import numpy as np; from backends import get
+    >>> likeliest(get("numpy"), np.float32([1, 3, 2, 2, 0]), top_k=2)
+    array([1, 2, 3])
+    """
+    xp = backend.xp
+    if top_k >= len(logits_V):
+        return xp.arange(len(logits_V))
+    kth = xp.partition(logits_V, -top_k)[-top_k]
+    return xp.flatnonzero(~(logits_V < kth))
+
+
+@likeliest.cost
+def _(logits_V, *, top_k):
+    # Each is read once and compared. How many ties there are depends on the data; counted: none.
+    id_N = shape_only((min(top_k, len(logits_V)),), int)
+    return Cost(id_N, flops=len(logits_V), read=logits_V.nbytes, written=id_N.nbytes)
+
+
+@operation
+def by_likelihood(backend, logits_N):
+    """The places of the logits in the order of their size; of equals, the lower place first.
+
+    >>> import numpy as np; from backends import get
+    >>> by_likelihood(get("numpy"), np.float32([2, 1, 2, 0]))
+    array([3, 1, 0, 2])
+    """
+    return backend.xp.argsort(logits_N, kind="stable")
+
+
+@by_likelihood.cost
+def _(logits_N):
+    N = len(logits_N)
+    place_N = shape_only((N,), int)
+    return Cost(place_N, flops=N * max(N - 1, 0).bit_length(), read=logits_N.nbytes, written=place_N.nbytes)
+
+
+def narrowed(backend, logits_N, sampling):
+    """The likeliest tokens' logits after top-p and min-p; what is removed is minus infinity."""
+    xp = backend.xp
     if sampling.top_p < 1.0:
-        kept_N = xp.flatnonzero(logits_V > -xp.inf)
-        ascending_N = kept_N[xp.argsort(logits_V[kept_N], kind="stable")]
-        mass_N = xp.cumsum(softmax(backend, logits_V[ascending_N]))
+        ascending_N = by_likelihood(backend, logits_N)
+        mass_N = xp.cumsum(softmax(backend, logits_N[ascending_N]))
         remove_N = mass_N <= 1 - sampling.top_p
         remove_N[-1] = False  # the likeliest always stays
-        logits_V[ascending_N[remove_N]] = -xp.inf
+        logits_N[ascending_N[remove_N]] = -xp.inf
     if sampling.min_p > 0.0:
-        probability_V = softmax(backend, logits_V)
-        logits_V[probability_V < sampling.min_p * probability_V.max()] = -xp.inf
-    return logits_V
+        probability_N = softmax(backend, logits_N)
+        logits_N[probability_N < sampling.min_p * probability_N.max()] = -xp.inf
+    return logits_N

@@ -1,0 +1,71 @@
+"""The fast CPU program: Numba kernels with explicit SIMD, one file per operation, named as its definition.
+
+`simd.py` is the language that kernels are written in, `compiling.py` how they become machine code and stay it,
+`team.py` and `threads.py` who runs them, `features.py` what the processor can do. A body is a Python function of its
+definition's signature that makes room for the result and calls kernels. What has no body here runs its definition, as
+the residual add does: NumPy's is as fast, and calling ours would take longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from backends.cpu.attention import attention_for
+from backends.cpu.by_likelihood import by_likelihood
+from backends.cpu.experts import experts
+from backends.cpu.features import detected
+from backends.cpu.likeliest import likeliest
+from backends.cpu.linear import linear_for
+from backends.cpu.rms_norm import rms_norm
+from backends.cpu.rope import rope
+from backends.cpu.route import route
+from backends.cpu.sigmoid_gate import sigmoid_gate
+from backends.cpu.swiglu import swiglu
+from backends.cpu.team import CALLER, use
+from backends.cpu.threads import most_threads, usable_cores
+from backends.cpu.update_cache import update_cache
+from backends.interface import Backend, Operation
+
+
+def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
+    """Every body, by the name of its operation."""
+    made = attention_for(features), linear_for(features)
+    bodies = (*made, by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, update_cache)
+    return {body.__name__: body for body in bodies}
+
+
+class Cpu(Backend):
+    """NumPy arrays in float32, and compiled bodies.
+
+    features   what the processor may be asked to do, of those of `features.py`; None: all that it can
+    threads    how many run a kernel; None: the cores that this process may use
+
+    >>> import backends; cpu = backends.get("cpu", threads=1)
+    >>> cpu, sorted(cpu.bodies)[:3]
+    (<backend cpu: float32, 1 thread>, ['attention', 'by_likelihood', 'experts'])
+
+    Errors: ValueError for features that this processor lacks, and for more threads than it has cores.
+    """
+
+    name = "cpu"
+    dtypes = (np.float32,)
+
+    def __init__(self, features: Iterable[str] | None = None, threads: int | None = None):
+        self.features = detected() if features is None else frozenset(features)
+        self.threads = usable_cores() if threads is None else threads
+        if self.features - detected():
+            raise ValueError(f"this processor has no {', '.join(sorted(self.features - detected()))}")
+        if not 1 <= self.threads <= most_threads():
+            raise ValueError(f"threads must be from 1 to {most_threads()}, the cores of this machine, is {threads}")
+        super().__init__(np, bodies_for(self.features))
+
+    def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
+        if CALLER.threads != self.threads:
+            use(self.threads)
+        body = self.bodies.get(operation.name, operation.definition)
+        return body(door or self, *arrays, **settings)
+
+    def __repr__(self):
+        return f"<backend cpu: float32, {self.threads} thread{'s' * (self.threads > 1)}>"

@@ -1,0 +1,454 @@
+"""A block of attention: some rows of queries against a stretch of keys, with nothing larger than a tile in between.
+
+A row is one query head of one token. All R query heads that share a KV head, of as many tokens as a block holds, are
+rows against the same keys: GQA reads those once. The keys are walked in tiles of `KEYS`; for each tile
+
+    pack        keys turned, so that 16 of them lie side by side in the lanes of a vector; values as they are
+    scores      rows times keys: sums in registers, none across lanes (the loop of tiles.py)
+    softmax     online: with a new largest score, what was summed so far shrinks by exp(old - new)
+    mix         weights times values: the same loop
+
+so scores never leave the first-level cache, and memory is linear in the context. What a block leaves is a *part*:
+
+    m_n         each row's largest score
+    part_nK     each row's sum of exp(score - m) * value, and behind it, in 16 lanes, that of exp(score - m)
+
+Parts of the same rows against other keys merge exactly, in `finish`.
+
+Numbers are multiplied as float32, or as pairs of bfloat16 that share a lane: i and i + 16 of each run of 32. Keys and
+values that are bfloat16 in memory come as int32, which are pairs of neighbours: such keys need nothing but the turn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from backends.cpu.compiling import inner, kernel
+from backends.cpu.exp import exp
+from backends.cpu.simd import (
+    LANES,
+    bf16_pairs,
+    bits_as_i32,
+    constant_i32,
+    fill,
+    fma,
+    larger,
+    load,
+    load_part,
+    prefetch,
+    shuffle,
+    store,
+    store_part,
+    sum_of,
+    zeros,
+)
+from backends.cpu.tiles import add_shrunk, load_tile, outer_bf16, outer_f32, store_tile, tile, transposed
+
+KEYS = 256  # keys in a tile: 128 are 5 % slower (more often a largest score), and more leave the second-level cache
+LOWEST = np.float32(-3e38)  # below all scores, yet finite: exp(-inf - LOWEST) is 0, exp(-inf + inf) would be NaN
+
+
+@kernel
+def attend_blocks(begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, rows, m_GCn, part_GCnK, out_THK):
+    """Tasks begin .. end - 1 of one sequence: each a block of rows of a KV head against a chunk of keys.
+
+    q_THK, out_THK   the sequence's own rows
+    k_scale_GS ...   what a key or value is multiplied by (int8), or None
+    cut              (rows of a block, the first key that is seen, keys of a chunk, how many keys a row sees)
+    rows             a tuple with an item for each row of a tile: of floats, or of integers to multiply in pairs
+    m_GCn ...        where parts are left, to be merged; empty if all keys are one chunk: then blocks finish themselves
+    """
+    (T, H, K), (S, G, _) = q_THK.shape, k_SGK.shape
+    R, height, width = H // G, len(rows), (K + LANES - 1) // LANES * LANES
+    block_rows, first_key, chunk_keys, window = cut
+    blocks, chunks = (T * R + block_rows - 1) // block_rows, (S - first_key + chunk_keys - 1) // chunk_keys
+
+    room = (min(block_rows, T * R) + height - 1) // height * height
+    q_nk, stage_sK = scratch(rows, (room, width)), scratch(rows, (LANES, width))
+    k_Bks, v_sK = scratch(rows, (KEYS // LANES, width, LANES)), scratch(rows, (KEYS, width))
+    score_rs, weight_rs = np.empty((height, KEYS), np.float32), scratch(rows, (height, KEYS))
+    shrink_r = np.empty(LANES, np.float32)
+    own_m_Cn, own_part_CnK = np.empty((1, room), np.float32), np.empty((1, room, width + LANES), np.float32)
+
+    for task in range(begin, end):
+        g, block, chunk = task // (blocks * chunks), task // chunks % blocks, task % chunks
+        block = block // 2 if block % 2 == 0 else blocks - 1 - block // 2  # short and long ones in turn
+        first = block * block_rows
+        count = min(block_rows, T * R - first)
+        past = S - T + first // R  # keys before the first row's own
+        s0 = max(first_key + chunk * chunk_keys, past + 1 - window)
+        s1 = min(first_key + (chunk + 1) * chunk_keys, S - T + (first + count - 1) // R + 1)
+        m_n, part_nK = (own_m_Cn[0], own_part_CnK[0]) if chunks == 1 else (m_GCn[g, chunk], part_GCnK[g, chunk])
+        k_SK, v_SK = k_SGK[:, g], v_SGK[:, g]
+
+        whole = (count + height - 1) // height * height
+        for n in range(whole):
+            row = first + min(n, count - 1)  # rows that fill the last tile up repeat the last one
+            pack_query(q_THK, row // R, g * R + row % R, k_SK, q_nk, n)
+            m_n[n] = LOWEST
+            for k in range(0, width + LANES, LANES):
+                store(part_nK, (n, k), zeros())
+
+        for s in range(s0, s1, KEYS):
+            keys = min(KEYS, s1 - s)
+            pack_keys(k_SK, s, keys, k_Bks, stage_sK)
+            packed_v_sK = pack_values(v_SK, s, keys, v_sK)
+            for n in range(0, whole, height):
+                place, last_place = S - T + (first + n) // R, S - T + (first + min(n + height, count) - 1) // R
+                seen = min(keys, last_place + 1 - s)
+                if seen > 0 and s + keys > place + 1 - window:
+                    ahead = s + KEYS if n == 0 else 0
+                    score_tile(q_nk, n, k_Bks, K, seen, rows, score_rs, k_SK, ahead)
+                    mask_tile(score_rs, seen, first + n, R, S - T - s, window, k_scale_GS, s, g)
+                    softmax_tile(score_rs, seen, v_scale_GS, s, g, m_n, part_nK, n, shrink_r, weight_rs)
+                    mix_tile(weight_rs, packed_v_sK, seen, rows, shrink_r, part_nK, n, v_SK, ahead)
+        if chunks == 1:
+            finish(own_m_Cn, own_part_CnK, first, count, k_SGK, g, out_THK)
+
+
+@inner
+def score_tile(q_nk, n, k_Bks, K, seen, rows, score_rs, k_SK, ahead):
+    """score[r, s] = q[n + r] . k[s], for whole vectors of keys; those from `ahead` on (if not 0) are sent for."""
+    line = 0
+    for b in range((seen + LANES - 1) // LANES):
+        sums = tile(rows, zeros())
+        if ahead:
+            for k in range(lanes_of(K, k_Bks)):
+                sums = add_outer(sums, load(k_Bks, (b, k, 0)), q_nk, (n, k))
+                send_for(k_SK, ahead, line)
+                line += 1
+        else:
+            for k in range(lanes_of(K, k_Bks)):
+                sums = add_outer(sums, load(k_Bks, (b, k, 0)), q_nk, (n, k))
+        store_tile(score_rs, (0, b * LANES), sums)
+
+
+@inner
+def mask_tile(score_rs, seen, first, R, past, window, k_scale_GS, s0, g):
+    """Minus infinity where a row does not see a key; and, for int8, the keys' scales."""
+    run = (seen + 31) // 32 * 32
+    for r in range(score_rs.shape[0]):
+        if k_scale_GS is not None:
+            for s in range(0, seen, LANES):
+                store(score_rs, (r, s), scaled(load(score_rs, (r, s)), k_scale_GS, g, s0 + s, seen - s))
+        place = past + (first + r) // R  # in this tile
+        for s in range(max(0, place + 1), run):
+            score_rs[r, s] = -np.inf
+        for s in range(seen, run):  # rows that only fill up
+            score_rs[r, s] = -np.inf
+        for s in range(0, min(place + 1 - window, run)):
+            score_rs[r, s] = -np.inf
+
+
+@inner
+def softmax_tile(score_rs, seen, v_scale_GS, s0, g, m_n, part_nK, n, shrink_r, weight_rs):
+    """Scores to weights exp(score - m). m is the largest yet; `shrink` is what its growth makes of the sums so far."""
+    height, run = score_rs.shape[0], (seen + 31) // 32 * 32
+    for r in range(height):
+        a, b = load(score_rs, (r, 0)), load(score_rs, (r, 16))
+        for s in range(32, run, 32):
+            a, b = larger(load(score_rs, (r, s)), a), larger(load(score_rs, (r, s + 16)), b)
+        a = larger(a, b)
+        a = larger(a, swap8(a, a))
+        a = larger(a, swap4(a, a))
+        a = larger(a, swap2(a, a))
+        store_part(shrink_r, r, larger(a, swap1(a, a)), 1)
+    old = load_part(m_n, n, height)
+    new = larger(load_part(shrink_r, 0, height), old)  # where the largest is NaN, the old one: NaN shows in the weights
+    store_part(m_n, n, new, height)
+    store(shrink_r, 0, exp(old - new))
+
+    end = part_nK.shape[1] - LANES
+    for r in range(height):
+        m, sum_a, sum_b = fill(m_n[n + r]), zeros(), zeros()
+        for s in range(0, run, 32):
+            a, b = exp(load(score_rs, (r, s)) - m), exp(load(score_rs, (r, s + 16)) - m)
+            sum_a, sum_b = sum_a + a, sum_b + b
+            a, b = scaled(a, v_scale_GS, g, s0 + s, seen - s), scaled(b, v_scale_GS, g, s0 + s + 16, seen - s - 16)
+            pack_weights(a, b, weight_rs, r, s)
+        store(part_nK, (n + r, end), fma(load(part_nK, (n + r, end)), fill(shrink_r[r]), sum_a + sum_b))
+
+
+@inner
+def mix_tile(weight_rs, v_sK, seen, rows, shrink_r, part_nK, n, v_SK, ahead):
+    """part[n + r] = part[n + r] * shrink[r] + sum over s of weight[r, s] * v[s]; the next values are sent for."""
+    line = 0
+    for k in range(0, part_nK.shape[1] - LANES, LANES):
+        sums = tile(rows, zeros())
+        if ahead:
+            for s in range(lanes_of(seen, weight_rs)):
+                sums = add_outer(sums, load(v_sK, (s, k)), weight_rs, (0, s))
+                send_for(v_SK, ahead, line)
+                line += 1
+        else:
+            for s in range(lanes_of(seen, weight_rs)):
+                sums = add_outer(sums, load(v_sK, (s, k)), weight_rs, (0, s))
+        store_tile(part_nK, (n, k), add_shrunk(sums, part_nK, (n, k), shrink_r))
+
+
+@inner
+def finish(m_Cn, part_CnK, first, count, k_SGK, g, out_THK):
+    """Merge parts of the same rows, and write what they come to: sum of exp * value / sum of exp."""
+    K, R, end = out_THK.shape[2], out_THK.shape[1] // k_SGK.shape[1], part_CnK.shape[2] - LANES
+    for n in range(count):
+        top = LOWEST
+        for c in range(m_Cn.shape[0]):
+            top = max(top, m_Cn[c, n])
+        for c in range(m_Cn.shape[0]):
+            share = exp(fill(m_Cn[c, n]) - fill(top))
+            for k in range(0, end + LANES, LANES):
+                more = load(part_CnK, (c, n, k)) * share
+                store(part_CnK, (0, n, k), more if c == 0 else load(part_CnK, (0, n, k)) + more)
+        share = fill(np.float32(1) / sum_of(load(part_CnK, (0, n, end))))
+        t, h = (first + n) // R, g * R + (first + n) % R
+        for k in range(0, K, 32):
+            low = load(part_CnK, (0, n, k)) * share
+            high = load(part_CnK, (0, n, k + 16)) * share  # of what lies behind, if K ends here
+            write_row(low, high, k_SGK, out_THK, t, h, k)
+
+
+@kernel
+def finish_parts(m_GCn, part_GCnK, k_SGK, out_THK):
+    """Merge all chunks of a sequence whose rows are one block."""
+    for g in range(m_GCn.shape[0]):
+        count = out_THK.shape[0] * (out_THK.shape[1] // m_GCn.shape[0])
+        finish(m_GCn[g], part_GCnK[g], 0, count, k_SGK, g, out_THK)
+
+
+# ---- float32, or pairs of bfloat16: the same names for both, chosen by types -----------------------------------------
+#
+#     scratch     cache                 what shares a lane in scratch memory
+#     float32     f32, bf16, int8       one number
+#     int32       int8                  numbers i and i + 16 of each run of 32
+#     int32       bf16, as int32        of queries and keys 2i and 2i + 1; of weights and values i and i + 16
+
+sixteen, lower_half, upper_half = constant_i32(16), constant_i32(0xFFFF), constant_i32(-0x10000)
+even, odd = shuffle(tuple(range(0, 32, 2))), shuffle(tuple(range(1, 32, 2)))
+first_half, second_half = (
+    shuffle(tuple(start + lane // 2 + 16 * (lane % 2) for lane in range(16))) for start in (0, 8)
+)
+swap1, swap2, swap4, swap8 = (shuffle(tuple(lane ^ n for lane in range(16))) for n in (1, 2, 4, 8))
+
+
+def is_floats(scratch):
+    return scratch.dtype == types.float32
+
+
+def has_neighbours(cache):
+    return cache.dtype == types.int32
+
+
+def scratch(rows, shape):
+    """Memory for packed numbers: float32 if `rows` is a tuple of floats, int32 if it is one of integers."""
+
+
+@overload(scratch)
+def _(rows, shape):
+    if rows.dtype == types.float64:
+        return lambda rows, shape: np.empty(shape, np.float32)
+    return lambda rows, shape: np.empty(shape, np.int32)
+
+
+def lanes_of(count, packed):
+    """How many lanes that many numbers take."""
+
+
+@overload(lanes_of, inline="always")
+def _(count, packed):
+    if is_floats(packed):
+        return lambda count, packed: count
+    return lambda count, packed: (count + 31) // 32 * 16
+
+
+def add_outer(sums, vector, packed, index):
+    """`tiles.outer` with the product of that kind."""
+
+
+@overload(add_outer, inline="always")
+def _(sums, vector, packed, index):
+    if is_floats(packed):
+        return lambda sums, vector, packed, index: outer_f32(sums, vector, packed, index)
+    return lambda sums, vector, packed, index: outer_bf16(sums, vector, packed, index)
+
+
+def send_for(x_SK, s, line):
+    """Prefetch that one of the 64-byte lines from row s on; in a cache, rows of a KV head lie end to end."""
+
+
+@overload(send_for, inline="always")
+def _(x_SK, s, line):
+    numbers = 512 // x_SK.dtype.bitwidth
+    return lambda x_SK, s, line: prefetch(x_SK, (s, line * numbers))
+
+
+def pack_query(q_THK, t, h, k_SK, q_nk, n):
+    """A query times 1 / sqrt(K), as row n."""
+
+
+@overload(pack_query)
+def _(q_THK, t, h, k_SK, q_nk, n):
+    def floats(q_THK, t, h, k_SK, q_nk, n):
+        K = q_THK.shape[2]
+        scale = fill(np.float32(1 / np.sqrt(K)))
+        for k in range(0, K, 16):
+            store(q_nk, (n, k), load_part(q_THK, (t, h, k), K - k) * scale)
+
+    def pairs(q_THK, t, h, k_SK, q_nk, n):
+        K = q_THK.shape[2]
+        scale = fill(np.float32(1 / np.sqrt(K)))
+        for k in range(0, K, 32):
+            low, high = load(q_THK, (t, h, k)) * scale, load(q_THK, (t, h, k + 16)) * scale
+            store(q_nk, (n, k // 2), bf16_pairs(low, high))
+
+    def neighbours(q_THK, t, h, k_SK, q_nk, n):
+        K = q_THK.shape[2]
+        scale = fill(np.float32(1 / np.sqrt(K)))
+        for k in range(0, K, 32):
+            low, high = load(q_THK, (t, h, k)) * scale, load(q_THK, (t, h, k + 16)) * scale
+            store(q_nk, (n, k // 2), bf16_pairs(even(low, high), odd(low, high)))
+
+    if is_floats(q_nk):
+        return floats
+    return neighbours if has_neighbours(k_SK) else pairs
+
+
+def pack_keys(k_SK, s, count, k_Bks, stage_sK):
+    """`count` keys from s on, turned: k_Bks[b, i] has lane i of 16 keys. Behind the last key it stands again."""
+
+
+@overload(pack_keys)
+def _(k_SK, s, count, k_Bks, stage_sK):
+    def directly(k_SK, s, count, k_Bks, stage_sK):
+        K = k_SK.shape[1]
+        for b in range((count + 15) // 16):
+            left = count - 16 * b
+            if left < 16 or K % 16:  # no whole tile: by way of memory that is one
+                for i in range(16):
+                    for k in range(0, K, 16):
+                        store(stage_sK, (i, k), load_part(k_SK, (s + 16 * b + min(i, left - 1), k), K - k))
+                for k in range(0, K, 16):
+                    turn(stage_sK, 0, k, k_Bks, b)
+            else:
+                for k in range(0, K, 16):
+                    turn(k_SK, s + 16 * b, k, k_Bks, b)
+
+    def paired(k_SK, s, count, k_Bks, stage_sK):
+        K = k_SK.shape[1]
+        for b in range((count + 15) // 16):
+            for i in range(16):
+                row = s + min(16 * b + i, count - 1)
+                for k in range(0, K, 32):
+                    store(stage_sK, (i, k // 2), exact_pairs(load(k_SK, (row, k)), load(k_SK, (row, k + 16))))
+            for k in range(0, K // 2, 16):
+                turn(stage_sK, 0, k, k_Bks, b)
+
+    return directly if is_floats(k_Bks) or has_neighbours(k_SK) else paired
+
+
+@inner
+def turn(x_SK, s, k, k_Bks, b):
+    columns = transposed(load_tile(x_SK, (s, k)))
+    for i in range(16):
+        store(k_Bks, (b, k + i, 0), columns[i])
+
+
+@inner
+def exact_pairs(low, high):
+    """Pairs of numbers that are bfloat16 already, as whole numbers up to 256 are."""
+    return (bits_as_i32(low) >> sixteen()) | (bits_as_i32(high) & upper_half())
+
+
+def pack_values(v_SK, s, count, v_sK):
+    """`count` values from s on, and zeros behind them."""
+
+
+@overload(pack_values)
+def _(v_SK, s, count, v_sK):
+    def as_they_are(v_SK, s, count, v_sK):
+        K = v_SK.shape[1]
+        if K % 16 == 0:
+            return v_SK[s : s + count]
+        for i in range(count):
+            for k in range(0, K, 16):
+                store(v_sK, (i, k), load_part(v_SK, (s + i, k), K - k))
+        return v_sK[:, : v_sK.shape[1]]
+
+    def widened(v_SK, s, count, v_sK):
+        K = v_SK.shape[1]
+        for i in range(count):
+            for k in range(0, K, 16):
+                store(v_sK, (i, k), load_part(v_SK, (s + i, k), K - k))
+        return v_sK
+
+    def pairs(v_SK, s, count, v_sK):
+        for run in range(0, count, 32):
+            for i in range(run, run + 16):
+                lows, highs = s + min(i, count - 1), s + min(i + 16, count - 1)
+                some, both = 16 * (i < count), 16 * (i + 16 < count)
+                for k in range(0, v_SK.shape[1], 16):
+                    low, high = load_part(v_SK, (lows, k), some), load_part(v_SK, (highs, k), both)
+                    store(v_sK, (run // 2 + i % 32, k), exact_pairs(low, high))
+        return v_sK
+
+    def neighbours(v_SK, s, count, v_sK):
+        for run in range(0, count, 32):
+            for i in range(run, run + 16):
+                lows, highs = s + min(i, count - 1), s + min(i + 16, count - 1)
+                some, both = 16 * (i < count), 16 * (i + 16 < count)
+                for k in range(0, v_SK.shape[1], 16):
+                    low, high = load_part(v_SK, (lows, k), some), load_part(v_SK, (highs, k), both)
+                    row = run // 2 + i % 32
+                    store(v_sK, (row, 2 * k), (low & lower_half()) | (high << sixteen()))
+                    store(v_sK, (row, 2 * k + 16), (low >> sixteen()) | (high & upper_half()))
+        return v_sK
+
+    if is_floats(v_sK):
+        return as_they_are if is_floats(v_SK) else widened
+    return neighbours if has_neighbours(v_SK) else pairs
+
+
+def scaled(vector, scale_GS, g, s, count):
+    """Numbers that belong to `count` keys from s on, times those keys' scales, if they have any."""
+
+
+@overload(scaled, inline="always")
+def _(vector, scale_GS, g, s, count):
+    if scale_GS is None or scale_GS == types.none:
+        return lambda vector, scale_GS, g, s, count: vector
+    return lambda vector, scale_GS, g, s, count: vector * load_part(scale_GS, (g, s), count)
+
+
+def pack_weights(low, high, weight_rs, r, s):
+    """Weights s .. s + 32 of row r."""
+
+
+@overload(pack_weights, inline="always")
+def _(low, high, weight_rs, r, s):
+    def floats(low, high, weight_rs, r, s):
+        store(weight_rs, (r, s), low)
+        store(weight_rs, (r, s + 16), high)
+
+    def pairs(low, high, weight_rs, r, s):
+        store(weight_rs, (r, s // 2), bf16_pairs(low, high))
+
+    return floats if is_floats(weight_rs) else pairs
+
+
+def write_row(low, high, k_SGK, out_THK, t, h, k):
+    """32 numbers of a row of the result, in their own order."""
+
+
+@overload(write_row)
+def _(low, high, k_SGK, out_THK, t, h, k):
+    def in_order(low, high, k_SGK, out_THK, t, h, k):
+        left = out_THK.shape[2] - k
+        store_part(out_THK, (t, h, k), low, left)
+        store_part(out_THK, (t, h, k + 16), high, left - 16)
+
+    def neighbours(low, high, k_SGK, out_THK, t, h, k):
+        store(out_THK, (t, h, k), first_half(low, high))
+        store(out_THK, (t, h, k + 16), second_half(low, high))
+
+    return neighbours if has_neighbours(k_SGK) else in_order

@@ -1,0 +1,183 @@
+"""How kernels are compiled: Numba, without what a kernel never needs, and once only: machine code is kept on disk.
+
+Where: TINYQWEN_CACHE, else XDG_CACHE_HOME/tinyqwen, else ~/.cache/tinyqwen; there kernels/KEY/NAME-HASH.nbc, one file
+for each kernel and set of argument types. KEY stands for everything that machine code depends on: every source file
+of the kernels, the versions of Numba, LLVM and Python, the processor and its features. Numba's own cache looks at the
+one file that a kernel stands in; here kernels are made of several, and an edit of `simd.py` would go unnoticed.
+
+Writing a file may fail (a read-only home, a full disk): that costs one line of warning, and the next start compiles
+again. Several processes may do all this at once: a file appears whole or not at all, and its name says what is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+
+# No fastmath: where the compiler may reorder sums or multiply by approximate reciprocals, it does so differently each
+# time that a function is compiled into another one, so that a row would depend on who computes it; 1 / sqrt(infinity)
+# becomes NaN. Kernels that write their vectors themselves lose nothing: all formats measured as fast as with it.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+KEYS_KEPT = 8  # of other versions and processors (a home folder may serve several), the latest; a few MB each
+
+announce: ContextVar[Callable[[str], None]] = ContextVar("announce", default=lambda name: None)
+
+
+def kernel(function):
+    """Compile for one thread."""
+    return kept(numba.njit(function, **OPTIONS))
+
+
+def inner(function):
+    """Compile apart, never inlined: the machine code of a hot loop stays one small piece."""
+    return numba.njit(function, inline="never", **OPTIONS)  # not kept: the kernel that calls it contains its code
+
+
+def kept(dispatcher):
+    """The same compiled function, kept on disk, if all that it is made of are this project's kernels.
+
+    A kernel of your own (in a notebook, in a lesson) is compiled at each start: KEY knows nothing of its source.
+    """
+    if {Path(function.__code__.co_filename).resolve() for function in made_of(dispatcher)} <= set(sources()):
+        dispatcher._cache = KernelCache(dispatcher.py_func)
+    return dispatcher
+
+
+def made_of(dispatcher) -> Iterator[Callable]:
+    """The Python function that was compiled, and those of the compiled functions that it was made with."""
+    yield dispatcher.py_func
+    for cell in dispatcher.py_func.__closure__ or ():
+        if isinstance(cell.cell_contents, numba.core.dispatcher.Dispatcher):
+            yield from made_of(cell.cell_contents)
+
+
+@contextlib.contextmanager
+def announced(to: Callable[[str], None]) -> Iterator[None]:
+    """In this block (and thread), `to` is called with the name of every kernel that is about to be compiled."""
+    before = announce.set(to)
+    try:
+        yield
+    finally:
+        announce.reset(before)
+
+
+def folder() -> Path:
+    """Where the kernels of this version, on this processor, are kept."""
+    own, user = os.environ.get("TINYQWEN_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or Path(user) / "tinyqwen").expanduser() / "kernels" / key()
+
+
+@functools.cache
+def key() -> str:
+    """What machine code depends on, besides the types of its arguments, in 16 letters."""
+    versions = numba.__version__, llvmlite.__version__, platform.python_version()
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    text = repr((versions, processor)).encode()
+    return hashlib.sha256(b"".join([text, *(source.read_bytes() for source in sources())])).hexdigest()[:16]
+
+
+@functools.cache
+def sources() -> list[Path]:
+    """The files that kernels are made of; a test holds that they use no others of this project."""
+    here = Path(__file__).resolve().parent
+    return sorted([*here.glob("*.py"), here.parent / "quantised.py"])
+
+
+@functools.cache
+def warn_once(trouble: str) -> None:
+    warnings.warn(f"kernels are compiled anew at each start: {trouble}", stacklevel=2)
+
+
+class KernelCache(_Cache):
+    """What Numba asks for machine code before it compiles, and gives it to afterwards."""
+
+    def __init__(self, function):
+        self.function = function
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}".replace("<locals>.", "")
+
+    def path(self, signature) -> Path:
+        cells = self.function.__closure__ or ()
+        text = repr((signature, [lasting(cell.cell_contents) for cell in cells]))
+        return folder() / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.nbc"
+
+    def load_overload(self, signature, target_context):
+        """The machine code for these argument types, or None."""
+        try:
+            reduced = pickle.loads(self.path(signature).read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):  # not there, or not whole: then it will be written again
+            announce.get()(self.name)
+            return None
+        target_context.refresh()
+        return CompileResult._rebuild(target_context, *reduced)
+
+    def save_overload(self, signature, result) -> None:
+        if result.library.has_dynamic_globals:  # it holds an address that another process does not have
+            return
+        path = self.path(signature)
+        try:
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
+                forget_old(path.parent.parent)
+            part = path.with_suffix(f".{os.getpid()}")
+            try:
+                part.write_bytes(dumps(result._reduce()))
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            warn_once(f"{path.parent}: {error.strerror}")
+
+    cache_path = property(lambda self: str(folder()))
+
+    def enable(self):  # always is
+        pass
+
+    def disable(self):
+        pass
+
+    def flush(self):
+        pass
+
+
+def lasting(value):
+    """A value that a kernel was made with, in words that mean the same in every process.
+
+    >>> lasting((8, "int8"))
+    "(8, 'int8')"
+
+    Errors: TypeError for what has no such words; make it a global of its module, then the sources stand for it.
+    """
+    if isinstance(value, (bool, int, float, str, tuple)):
+        return repr(value)
+    if isinstance(value, numba.core.dispatcher.Dispatcher):
+        function = value.py_func
+        cells = [lasting(cell.cell_contents) for cell in function.__closure__ or ()]
+        return f"{function.__module__}.{function.__qualname__}{cells}"
+    raise TypeError(f"a kernel made with {value!r} cannot be kept on disk")
+
+
+def forget_old(kernels: Path) -> None:
+    """Delete all but the latest few keys."""
+    latest = sorted(kernels.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+    for each in latest[KEYS_KEPT:]:
+        shutil.rmtree(each, ignore_errors=True)
+
+
+key()  # now, while the files are those that are being imported: old code must not get the key of a later edit

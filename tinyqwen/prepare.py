@@ -1,0 +1,96 @@
+"""Kernels ready before the first token: a tiny model of the same kind runs once.
+
+A compiled kernel belongs to the types of its arguments: the weights' format, the cache's, mapped (read-only) memory or
+not. A tiny model that shares them with the real one needs the same kernels for prompt and decoding, in milliseconds. At
+the very first start that is the time to compile them; later they are read from disk (`backends/cpu/compiling.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from backends.interface import Backend
+from backends.quantised import Quantised, quantise
+from tinyqwen.config import Config
+from tinyqwen.generate import CHUNK
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.sampling import Sampling, sample
+from tinyqwen.step import make_step
+from tinyqwen.weights import Node, fill, tree, walk
+
+
+def prepare(
+    backend: Backend,
+    config: Config,
+    weights: Node,
+    sampling: Sampling,
+    *,
+    make_cache: Callable[[Backend, Config], KVCache] = KVCache,
+    compiling: Callable[[str], None] | None = None,
+) -> None:
+    """Have all kernels at hand that this model needs.
+
+    make_cache   as the real model's caches are made
+    compiling    called with a kernel's name before it is compiled; never, once all are on disk
+    """
+    if backend.name != "cpu":
+        return
+    from backends.cpu.compiling import announced
+
+    tiny, real = small(config), {kind(path): array for path, array in walk(weights)}
+    tiny_weights = tree(fill(tiny, lambda name, shape: like(real[kind(name.removeprefix("model."))], shape)))
+    with announced(compiling or (lambda name: None)):
+        cache = make_cache(backend, tiny)
+        # Large chunks, a few tokens, one; and at the end enough keys that attention shares them out, too. The logits of
+        # all tokens, because several sequences want several rows.
+        for ids in ([0] * CHUNK, [0] * CHUNK, [0] * 3, [0]):
+            logits_NV = forward(backend, tiny, tiny_weights, make_step([(ids, cache)], all_logits=True))
+        sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
+
+
+def small(config: Config) -> Config:
+    """One layer of the same kind; what kernels may be made for (sizes of heads) stays, all else shrinks.
+
+    Not below 512, though: with so wide rows, a chunk of prompt is large enough to be shared by threads.
+
+    >>> from tinyqwen.sizes import SIZES
+    >>> small(SIZES["57B-A14B"].config()).letters
+    {'D': 512, 'H': 14, 'G': 2, 'R': 7, 'K': 128, 'Kh': 64, 'F': 512, 'V': 2048, 'L': 1, 'E': 2, 'A': 2, 'M': 32}
+    """
+    experts, K = min(config.num_experts, 2), config.head_dim
+    R = config.num_attention_heads // config.num_key_value_heads
+    G = max(min(config.num_key_value_heads, 2), -(-512 // (R * K)))  # one head alone is another type: end to end
+    return dataclasses.replace(
+        config, hidden_size=512, intermediate_size=512, num_hidden_layers=1, vocab_size=2048, head_dim=K,
+        num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
+        moe_intermediate_size=32, shared_expert_intermediate_size=512,
+        decoder_sparse_step=1, mlp_only_layers=(), layer_types=config.layer_types[:1],
+    )  # fmt: skip
+
+
+def kind(path: str) -> str:
+    """A tensor's name without the numbers of layer and expert: those of a kind have one format.
+
+    >>> kind("layers.12.mlp.experts.5.up_proj.weight")
+    'layers.N.mlp.experts.N.up_proj.weight'
+    """
+    return re.sub(r"\d+", "N", path)
+
+
+def like(real: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros in the format of a real tensor, read-only if that is."""
+    zeros: Any
+    if isinstance(real, Quantised):
+        zeros = quantise(np.zeros(shape, np.float32), real.bits)
+        zeros.values.flags.writeable = real.values.flags.writeable
+        zeros.scales.flags.writeable = real.scales.flags.writeable
+    else:
+        zeros = np.zeros(shape, real.dtype)
+        zeros.flags.writeable = real.flags.writeable
+    return zeros
