@@ -1,0 +1,86 @@
+"""This project itself: `tinyqwen.model.forward` and a KV cache, as `generate` uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from backends import nbytes
+from tinyqwen import __version__
+from tinyqwen.bench.contestants.task import Task, some_ids, timed
+from tinyqwen.generate import CHUNK
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.runtime import load as load_runtime
+from tinyqwen.step import make_step
+from tinyqwen.weights import Node, walk
+
+FORMATS = ("f32", "bf16", "int8", "int4")
+NEEDS = ()
+
+
+def prepare(task: Task) -> None:
+    """Loading makes what is missing and keeps it: quantised weights, compiled kernels."""
+    model = load(task)
+    model.prefill(2)
+    model.decode(0, 1, 1)
+
+
+def load(task: Task) -> Model:
+    return Model(task)
+
+
+class Model:
+    """A loaded model and the caches of each thing that is measured."""
+
+    def __init__(self, task: Task):
+        name, kv = task.options.get("backend", "cpu"), task.options.get("kv", "bf16")
+        settings: dict[str, Any] = {"threads": task.threads} if name == "cpu" else {}
+        self.runtime = load_runtime(task.folder, backend=name, dtype=task.dtype, kv_dtype=kv, **settings)
+        self.backend, self.config = self.runtime.backend, self.runtime.config
+        self.weights = self.runtime.checkpoint.weights
+        self.caches: dict = {}
+        self.weight_bytes = nbytes(*(array for _, array in walk(self.weights) if not isinstance(array, Node)))
+        self.about = {
+            "version": f"tinyqwen {__version__}",
+            "settings": f"{name} backend, {task.dtype} weights, {kv} cache, prompts in chunks of {CHUNK}",
+        }
+
+    def feed(self, caches: list[KVCache], ids_ST: np.ndarray) -> np.ndarray:
+        """Take the next ids of every sequence, and give each one's next id, the likeliest. S sequences, T ids each."""
+        T = ids_ST.shape[1]
+        step = max(1, CHUNK // len(caches))
+        for begin in range(0, T, step):
+            more = [begin + step < T] * len(caches)
+            parts = [(ids_T[begin : begin + step].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
+            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, unfinished=more))
+        return logits_NV.argmax(-1)
+
+    def new_caches(self, sequences: int) -> list[KVCache]:
+        return [self.runtime.cache() for _ in range(sequences)]
+
+    def prefill(self, tokens: int) -> float:
+        ids = some_ids(self.config.vocab_size, 1, tokens)
+        return timed(lambda: self.feed(self.new_caches(1), ids))
+
+    def decode(self, depth: int, tokens: int, sequences: int) -> list[float]:
+        caches = self.caches.get((depth, sequences))
+        if caches is None:
+            caches = self.new_caches(sequences)
+            if depth:
+                self.feed(caches, some_ids(self.config.vocab_size, sequences, depth))
+            for cache in caches:
+                cache.reserve(depth + tokens)
+            self.caches[depth, sequences] = caches
+        for cache in caches:
+            cache.length = depth  # forget what an earlier round decoded
+        ids, seconds = some_ids(self.config.vocab_size, sequences, 1), []
+        for _ in range(tokens):
+
+            def one():
+                nonlocal ids
+                ids = self.feed(caches, ids)[:, None]
+
+            seconds.append(timed(one))
+        return seconds

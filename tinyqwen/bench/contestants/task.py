@@ -1,0 +1,60 @@
+"""What every contestant is asked, and the two things that all of them do alike.
+
+A contestant is a module with
+
+    FORMATS        the weight formats it has
+    NEEDS          the packages it imports
+    prepare(task)  makes what it reads (a GGUF file, a graph, quantised weights), once, in a process of its own
+    load(task)     a model with
+                       about                              what it is: version, settings
+                       weight_bytes                       of what it loaded; decoding one token reads about that much
+                       prefill(tokens)                    seconds for a prompt of that length in an empty cache
+                       decode(depth, tokens, sequences)   seconds of each step: one more token for every sequence,
+                                                          when each has `depth` tokens in its cache already
+
+A step ends with the next ids chosen, greedily, from the logits of the last tokens alone. What it takes to fill a cache
+is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to load.
+
+    folder    a model folder in Hugging Face's layout
+    exports   where to keep what is made of it (GGUF files, graphs)
+    dtype     weight format: f32, bf16, int8 or int4
+    threads   how many to use
+    options   what this contestant alone understands, to try its settings
+    """
+
+    folder: Path
+    exports: Path
+    dtype: str
+    threads: int
+    options: dict = field(default_factory=dict)
+
+
+def some_ids(vocabulary: int, sequences: int, tokens: int) -> np.ndarray:
+    """Ids [sequences, tokens], the same ones every time.
+
+    >>> some_ids(100, 2, 3).tolist() == some_ids(100, 2, 3).tolist(), bool(some_ids(10, 5, 5).max() < 10)
+    (True, True)
+    """
+    return np.random.default_rng(0).integers(0, vocabulary, (sequences, tokens))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
