@@ -92,4 +92,22 @@ gate = 1 / 2  # sigmoid of 0
 """,
         ("weights = [0.4, 0.3, 0.2]", "three, ten = 24, 80", "gate = 1"),
     ),
+    "12_four_speeds": Answers(
+        """
+from backends.cpu.simd import load_part
+
+@numba.njit
+def whole(w_OI, x_I, y_O):
+    for o in range(len(y_O)):
+        total = zeros()
+        for i in range(0, len(x_I), 16):
+            left = len(x_I) - i
+            total = fma(load_part(w_OI, (o, i), left), load_part(x_I, i, left), total)
+        y_O[o] = sum_of(total)
+
+T = 6  # 4.5 / 8 bytes take 11.25 ps, a multiply-add for each token 2 ps
+dot = lambda w_i, x_i: (w_i.astype(np.int32) - 128) @ x_i.astype(np.int32)
+""",
+        ("whole = v2", "T = 12", "dot = lambda w_i, x_i: (w_i - 128).astype(np.int32) @ x_i.astype(np.int32)"),
+    ),
 }

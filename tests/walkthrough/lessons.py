@@ -33,7 +33,7 @@ def run_lesson(name: str, folder: Path) -> subprocess.CompletedProcess:
     settings = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONUTF8": "1", "PYTHONPATH": str(folder)}
     command = [sys.executable, "-W", "error", f"walkthrough/{name}.py"]
     return subprocess.run(
-        command, cwd=ROOT, env=keep | settings, capture_output=True, encoding="utf-8", timeout=30, check=False
+        command, cwd=ROOT, env=keep | settings, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
 
 

@@ -61,7 +61,7 @@ def test_the_network_is_really_forbidden(tmp_path):
 def test_the_shape_of_a_lesson(name):
     lines = code_of(name).splitlines()
     kinds = [kind for kind, _ in notebooks.cells(code_of(name))]
-    assert 60 <= len(lines) <= 150
+    assert 60 <= len(lines) <= (210 if name == "12_four_speeds" else 150)  # which shows four kernels in full
     assert lines[0] == "# %% [markdown]"
     assert lines[1].startswith(f"# # {int(name[:2])}. "), "a title with the lesson's number"
     assert lines[2].startswith("# Goal: "), "the goal, in one line, under the title"

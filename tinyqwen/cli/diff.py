@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="the prompt; - or @FILE reads it; default: random tokens")
     parser.add_argument("--a", default="numpy", metavar="SIDE", help="one way to run the model (default: numpy)")
     parser.add_argument("--b", default="numpy:float64", metavar="SIDE", help="the other (default: numpy:float64)")
+    options.add_format_arguments(parser)
     parser.add_argument("--decode", type=int, default=4, metavar="N", help="tokens to decode (default 4)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a random prompt (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random prompt (default 0)")
@@ -99,14 +100,15 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
     if not named:
         raise UsageError("no model named: --size 0.5B, --model FOLDER, or --random tiny, which needs no files")
     folder = options.model_folder(arguments)
+    kept = {**options.format_of(arguments), "dtype": None if arguments.dtype == "auto" else arguments.dtype}
     with options.progress_bar("loading", quiet=arguments.quiet or arguments.json) as update:
         if arguments.prompt is None:
-            checkpoint = open_checkpoint(folder, progress=update)
+            checkpoint = open_checkpoint(folder, **kept, progress=update)
             return checkpoint.config, checkpoint.weights, random_ids(arguments, checkpoint.config), folder
         from tinyqwen.runtime import load
 
         prompt = options.read_text(arguments.prompt, "prompt")
-        runtime = load(folder, progress=update)
+        runtime = load(folder, **options.format_of(arguments), progress=update)
     if arguments.raw:
         ids = runtime.tokenizer.encode(prompt)
     else:

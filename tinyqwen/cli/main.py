@@ -19,7 +19,9 @@ from tinyqwen import __version__
 from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
 
 VERBS = {
+    "bench": "how fast this machine runs a model, how fast it could, and beside others",
     "chat": "talk with a model",
+    "convert": "write a model in another weight format, and what that costs",
     "diff": "where two ways of running a model part: noise or a bug?",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",

@@ -11,6 +11,8 @@ from pathlib import Path
 import backends
 from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.errors import UsageError
+from tinyqwen.formats import FORMATS, QUANTISED
+from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.sampling import Sampling, with_flags
 
@@ -24,9 +26,41 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offline", action="store_true", help="use what is downloaded already, ask no network")
 
 
+def add_backend_arguments(parser, *others: str) -> None:
+    """Where to run, and with how many threads."""
+    parser.add_argument(
+        "--backend", default="cpu", choices=[*backends.NAMES, *backends.ALIASES, *others],
+        help="numpy: the readable definitions themselves; cpu: compiled kernels (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of the cpu backend (default: the cores it may use)"
+    )
+
+
+def add_format_arguments(parser) -> None:
+    """How weights are kept; `format_of` gives them to whoever loads."""
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", *FORMATS],
+        help="the weights' format; int8 and int4 are made while loading and kept for the next start "
+        "(default: auto, as stored; f32 on numpy)",
+    )  # fmt: skip
+    parser.add_argument("--tables", choices=QUANTISED, help="embedding and head of an int4 model (default: int8)")
+    parser.add_argument("--no-cache", action="store_true", help="do not keep what was quantised for the next start")
+
+
+def format_of(arguments: argparse.Namespace) -> dict:
+    """The format flags, as `tinyqwen.runtime.load` takes them."""
+    return {"dtype": arguments.dtype, "tables": arguments.tables, "keep": not arguments.no_cache}
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
-    group.add_argument("--backend", default="numpy", choices=backends.NAMES, help="where to run (default: numpy)")
+    add_backend_arguments(group)
+    add_format_arguments(group)
+    group.add_argument(
+        "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS],
+        help="the format of the KV cache (default: auto, bf16; f32 where the weights are, and on numpy)",
+    )  # fmt: skip
     group.add_argument("--context", "-c", type=int, metavar="N", help="at most N tokens, prompt and answer together")
     group.add_argument(
         "--ignore-config", action="append", default=[], metavar="KEY",
@@ -68,13 +102,17 @@ def load_model(arguments: argparse.Namespace) -> Runtime:
     """The model that the flags name, with a progress bar when loading takes long."""
     check_flags(arguments)
     folder = model_folder(arguments)
-    with progress_bar("loading", quiet=arguments.quiet) as update:
+    with progress_bar("loading", quiet=arguments.quiet) as update, compiling_line(quiet=arguments.quiet) as compiling:
         return load(
             folder,
             backend=arguments.backend,
+            threads=arguments.threads,
+            **format_of(arguments),
+            kv_dtype=arguments.kv_dtype,
             context=arguments.context,
             ignore_config=tuple(arguments.ignore_config),
             progress=update,
+            compiling=compiling,
         )
 
 
@@ -135,3 +173,19 @@ def progress_bar(label: str, *, quiet: bool):
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def compiling_line(*, quiet: bool):
+    """Gives a function (name of a kernel) that counts them in one line on standard error, if that is a terminal."""
+    count, shown = 0, not quiet and sys.stderr.isatty()
+
+    def compiling(name: str) -> None:
+        nonlocal count
+        count += 1
+        if shown:
+            print(f"\r\x1b[Kcompiling kernels (once): {count}, {name}", end="", file=sys.stderr, flush=True)
+
+    yield compiling
+    if shown and count:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

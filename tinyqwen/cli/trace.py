@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import backends
 from backends import Backend, Meta
 from tinyqwen.cli import options
 from tinyqwen.cli.options import read_text
@@ -31,9 +30,10 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.devices import device_named
 from tinyqwen.errors import UsageError
+from tinyqwen.formats import shape_weights
 from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
-from tinyqwen.plan import OPENED, shape_weights
+from tinyqwen.plan import OPENED
 from tinyqwen.sampling import Sampling
 from tinyqwen.sizes import SIZES
 from tinyqwen.trace import capture, export
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, metavar="N", help="with attention: the query head drawn large (default 0)")
     parser.add_argument("--explain", metavar="PATH", help="one operation, such as layers.0.self_attn.attention.scores")
     parser.add_argument("--raw", action="store_true", help="no chat template: the prompt as it stands")
-    parser.add_argument("--backend", default="numpy", choices=[*backends.NAMES, "meta"], help="where to run")
+    options.add_backend_arguments(parser, "meta")
+    options.add_format_arguments(parser)
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="with meta: tokens of prompt (default 32)")
     parser.add_argument("--jsonl", metavar="FILE", help="write one JSON object per operation (- for standard output)")
     parser.add_argument("--chrome", metavar="FILE", help="write a timeline for Perfetto or chrome://tracing")
@@ -77,6 +78,7 @@ class Subject:
     vocabulary: int
     spell: Callable[[int], str]
     prompt: str | None
+    format: str  # of the weights
     tokenizer: Any = None  # of a real model
 
     def start(self, new_tokens: int) -> Running:
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html:
         export.write(make_page(arguments, subject, steps, machine, layer), arguments.html)
     if arguments.jsonl != "-":
-        show(arguments, subject.config, steps, machine, 0 if arguments.layer is None else layer)
+        show(arguments, subject, steps, machine, 0 if arguments.layer is None else layer)
     return 0
 
 
@@ -196,21 +198,28 @@ def model_of(arguments: argparse.Namespace) -> Subject:
         raise UsageError('no prompt: write one, as in: tinyqwen trace --size 0.5B "Why is the sky blue?"')
     prompt = read_text(arguments.prompt, "prompt")
     folder = options.model_folder(arguments)
-    with options.progress_bar("loading", quiet=arguments.quiet) as update:
-        runtime = load(folder, backend=arguments.backend, progress=update)
+    quiet, backend = arguments.quiet, {"backend": arguments.backend, "threads": arguments.threads}
+    with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
+        runtime = load(folder, **backend, **options.format_of(arguments), progress=update, compiling=compiling)
+    if arguments.explain:  # what is inside an operation can be seen where its definition runs
+        bodies = runtime.backend.bodies
+        runtime.backend.bodies = {name: body for name, body in bodies.items() if name not in OPENED}
     tokenizer = runtime.tokenizer
     ids = tokenizer.encode(prompt) if arguments.raw else runtime.encode_chat([{"role": "user", "content": prompt}])
     spell = lambda token: tokenizer.token_bytes(token, hide_control=False).decode(errors="replace")  # noqa: E731
     return Subject(
-        runtime.backend, runtime.config, runtime.checkpoint.weights, ids, tokenizer.size, spell, prompt, tokenizer
-    )
+        runtime.backend, runtime.config, runtime.checkpoint.weights, ids, tokenizer.size, spell, prompt,
+        runtime.checkpoint.format, tokenizer,
+    )  # fmt: skip
 
 
 def shapes_of(arguments: argparse.Namespace) -> Subject:
     """A model without data; to explain what is inside an operation, one that runs the definitions around it."""
     config = config_of(arguments)
     backend = Meta(opened=OPENED if arguments.explain else frozenset())
-    return Subject(backend, config, shape_weights(config), [0] * arguments.tokens, config.vocab_size, str, None)
+    format = "f32" if arguments.dtype == "auto" else arguments.dtype
+    weights = shape_weights(config, format, arguments.tables or "int8")
+    return Subject(backend, config, weights, [0] * arguments.tokens, config.vocab_size, str, None, format)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -231,16 +240,17 @@ def make_console(arguments: argparse.Namespace):
     return console
 
 
-def show(arguments, config: Config, steps: list[TracedStep], machine: Machine, opened: int | None) -> None:
+def show(arguments, subject: Subject, steps: list[TracedStep], machine: Machine, opened: int | None) -> None:
     from tinyqwen.trace.explain import print_explain
     from tinyqwen.trace.table import print_trace
     from tinyqwen.trace.views import say
 
-    console = make_console(arguments)
+    console, config = make_console(arguments), subject.config
     times = arguments.backend != "meta"
+    weights = "float32" if subject.format == "f32" else f"{subject.format} weights"
     whose = f"{machine.name} at best" if arguments.device else "this machine, measured now"
     speeds = f"{machine.bytes_per_second / 1e9:.0f} GB/s, {machine.flops_per_second / 1e9:.0f} GFLOP/s"
-    say(console, f"{subject_name(arguments)}, backend {arguments.backend}, float32; {whose}: {speeds}")
+    say(console, f"{subject_name(arguments)}, backend {arguments.backend}, {weights}; {whose}: {speeds}")
     if arguments.explain:
         say(console, "")
         print_explain(console, config, arguments.explain, steps, machine, times=times)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.quantised import Quantised
 from tinyqwen.diff.sides import Model, Side, host
 from tinyqwen.errors import UsageError
 from tinyqwen.weights import Node, walk
@@ -212,7 +213,7 @@ def judge(
     a: Side, b: Side, first: Difference, found: Comparison, rtol: float, again: Callable[[Side, Side], Comparison]
 ) -> tuple[str, Difference | None, str]:
     """Verdict, place and reason for two sides that differ; `again` runs two sides on the same tokens."""
-    if isinstance(a, Model) and isinstance(b, Model):
+    if isinstance(a, Model) and isinstance(b, Model) and a.knows_float64 and b.knows_float64:
         weights = differing_weights(a.weights, b.weights)
         double = again(a.in_float64(), b.in_float64(a.weights if weights else None))
         if in_float64(double):
@@ -286,5 +287,11 @@ def differing_weights(a: Node, b: Node) -> list[str]:
     return [
         path
         for path, array in walk(a)
-        if not isinstance(array, Node) and array is not of_b[path] and not np.array_equal(host(array), host(of_b[path]))
+        if not isinstance(array, Node) and array is not of_b[path] and not same(array, of_b[path])
     ]
+
+
+def same(a, b) -> bool:
+    """Whether two weights hold the same numbers, in whatever format."""
+    a, b = (host(one).astype(np.float32) if isinstance(one, Quantised) else host(one) for one in (a, b))
+    return np.array_equal(a, b)

@@ -19,6 +19,7 @@ import numpy as np
 import backends
 from backends.interface import Backend, Operation
 from backends.places import Places
+from backends.quantised import Quantised
 from tinyqwen.config import FULL, SLIDING, Config
 from tinyqwen.config_json import parse_config
 from tinyqwen.errors import ModelFilesError, UsageError
@@ -70,6 +71,10 @@ class Model:
         logits_TV = forward(seeing, self.config, self.weights, make_step([(ids, self.cache)], all_logits=True))
         return host(logits_TV).argmax(axis=-1)
 
+    @property
+    def knows_float64(self) -> bool:
+        return np.float64 in self.backend.dtypes
+
     def in_float64(self, weights: Node | None = None) -> Model:
         """The same with activations in float64, perhaps on other weights. float32 weights are widened where they are
         used, a matrix at a time, which is exact and costs time instead of twice the memory."""
@@ -78,7 +83,7 @@ class Model:
         if weights is None:
             weights = self.weights
         else:
-            weights = each_array(weights, lambda array: backend.xp.asarray(host(array)))
+            weights = each_array(weights, lambda array: device(backend, host(array)))
         return replace(self, name=f"{self.name} in float64", backend=backend, weights=weights)
 
     def textbook(self, dtype) -> Model:
@@ -124,6 +129,11 @@ def flat(out) -> list:
 def host(array):
     """The NumPy array of an array that may lie in a GPU's memory."""
     return array.get() if hasattr(array, "get") else array
+
+
+def device(backend: Backend, array):
+    """The array in the backend's memory. A quantised matrix stays as it is."""
+    return array if isinstance(array, Quantised) else backend.xp.asarray(array)
 
 
 class Golden:
@@ -227,11 +237,13 @@ def make_side(name: str, config: Config, weights: Node, folder: Path | None = No
         of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in backends.NAMES)
         raise UsageError(f"no side {name!r}; there are {of_backends}, goldens:FILE and transformers")
     backend = backends.get(of)
+    if variant == "float64" and np.float64 not in backend.dtypes:
+        raise UsageError(f"the kernels of the {of} backend are for float32; numpy:float64 runs the definitions")
     if variant == "bf16-weights":
         parameters = count_parameters(config)["total"]
         require(4 * parameters, "a second copy of the weights", "take a smaller model")
         weights = each_array(weights, rounded_to_bf16)
-    weights = each_array(weights, backend.xp.asarray)
+    weights = each_array(weights, lambda array: device(backend, array))
     side = Model(name, backend, config, weights)
     return replace(side.in_float64(), name=name) if variant == "float64" else side
 
@@ -250,13 +262,17 @@ def each_array(weights: Node, change: Callable) -> Node:
 def rounded_to_bf16(array: np.ndarray) -> np.ndarray:
     """The nearest bfloat16 numbers, as float32: 8 significant bits are left, the range stays.
 
-    Published checkpoints are bfloat16 already: their arrays come back as they are, without a copy.
+    Published checkpoints are bfloat16 already: their arrays come back as they are, without a copy. Quantised matrices
+    are not: 8 bits times a bfloat16 have 16.
 
     >>> rounded_to_bf16(np.float32([1, 257])).tolist()
     [1.0, 256.0]
     """
     import ml_dtypes
 
+    if array.dtype == ml_dtypes.bfloat16:
+        return array
+    array = array.astype(np.float32, copy=False)
     rounded = array.astype(ml_dtypes.bfloat16).astype(np.float32)
     return array if np.array_equal(rounded, array) else rounded
 

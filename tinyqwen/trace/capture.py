@@ -30,6 +30,7 @@ from tinyqwen.step import Step
 from tinyqwen.weights import Node, names_of
 
 Keep = Callable[[str, str], bool]  # (path, operation's name) -> whether to keep the result
+OPENED = ("attention", "route")  # operations with something inside to keep: a softmax
 
 
 class Kept(NamedTuple):
@@ -78,6 +79,8 @@ def everything(step: Step | None, operation: str, result):
 class Capture(Places):
     """Keeps copies of the results that `keep` names; of each, the part that `part` takes.
 
+    Where what is kept is inside an operation that a backend does in one go, the definition runs in its place.
+
     >>> double = Operation(lambda backend, x: x + x); double.name = "double"
     >>> watching = Capture(Backend(), {}, keep=lambda path, operation: operation == "double")
     >>> double(watching, np.float32([1, 2])), watching.steps[-1].kept
@@ -94,8 +97,12 @@ class Capture(Places):
         now = self.steps[-1]
         now.step = settings.get("step", now.step)
         self.inside.append(path)
+        in_one_go = operation.name in OPENED and operation.name in self.bodies
         try:
-            out = super().run(operation, arrays, settings, door)
+            if in_one_go and self.keep(f"{path}.softmax", "softmax"):
+                out = operation.definition(door or self, *arrays, **settings)
+            else:
+                out = super().run(operation, arrays, settings, door)
         finally:
             self.inside.pop()
         if self.keep(path, operation.name):
@@ -145,8 +152,8 @@ def capture(
     return steps
 
 
-def hidden(what: str) -> UsageError:
-    return UsageError(f"{what} cannot be seen: on this backend one faster body does it all; take --backend numpy")
+def missing(what: str) -> UsageError:
+    return UsageError(f"{what} were not kept: `capture` keeps what it is asked for")
 
 
 # ---- attention ----------------------------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ def attention_maps(steps: Sequence[CapturedStep], layer: int) -> list[AttentionM
     for step in steps:
         kept = [one.result for one in step.kept if keep(one.path, one.operation)]
         if len(kept) != len(step.parts):
-            raise hidden(f"the attention weights of layer {layer}")
+            raise missing(f"the attention weights of layer {layer}")
         for part, weights_GRTS in zip(step.parts, kept):
             G, R, T, S = weights_GRTS.shape
             maps.append(AttentionMap(part.sequence, part.phase, part.position, weights_GRTS.reshape(G * R, T, S)))
@@ -282,7 +289,7 @@ def routing(steps: Sequence[CapturedStep]) -> dict[int, Routing]:
             if one.operation != "route":
                 continue
             if f"{one.path}.softmax" not in found:
-                raise hidden("the router's probabilities")
+                raise missing("the router's probabilities")
             mlp = one.path.removesuffix(".gate")
             gate_T = 1 / (1 + np.exp(-found[f"{mlp}.shared_expert_gate"][:, 0]))
             row = (sequence_T, step.step.position_T, step.step.token_T, *one.result, found[f"{one.path}.softmax"])

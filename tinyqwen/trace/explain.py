@@ -20,7 +20,8 @@ from backends.interface import Cost, Operation
 from backends.tracing import Span
 from tinyqwen.config import Config
 from tinyqwen.errors import UsageError
-from tinyqwen.plan import on_shapes, shape_weights
+from tinyqwen.formats import shape_weights
+from tinyqwen.plan import on_shapes
 from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.record import TracedStep, closed
 from tinyqwen.trace.table import duration, result, si
@@ -34,7 +35,7 @@ def operations() -> dict[str, Operation]:
     """The whole vocabulary by name.
 
     >>> sorted(operations())[:3]
-    ['add', 'attention', 'decoder_layer']
+    ['add', 'attention', 'by_likelihood']
     """
     names = [f"tinyqwen.blocks.{module.name}" for module in pkgutil.iter_modules(tinyqwen.blocks.__path__)]
     modules = [importlib.import_module(name) for name in (*names, "tinyqwen.kv_cache", "tinyqwen.sampling")]

@@ -6,7 +6,7 @@ import pytest
 import backends
 from backends import Backend
 from tests.helpers import CONFIGS, Recording, dense_config, logits_of, moe_config, small_weights, tokens
-from tinyqwen.blocks.attention import softmax
+from tinyqwen.blocks.attention import attention, softmax
 from tinyqwen.errors import UsageError
 from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
@@ -134,13 +134,29 @@ def test_entropy_has_its_closed_forms():
     assert AttentionMap(0, "prefill", 0, weights_HTS).entropy_HT.tolist() == [[0, 2, 1]]
 
 
-def test_what_a_faster_body_hides_is_said():
-    """A backend whose attention is one kernel has no weights to show, and says so instead of showing nothing."""
+def test_what_a_faster_body_does_in_one_go_is_opened_where_it_is_asked_for():
+    """In the layer that is looked at the definition runs, and shows the weights; elsewhere the body."""
+    config, ran = dense_config(), []
+
+    def one_piece(backend, *arrays, **settings):
+        ran.append(None)
+        return attention.definition(BACKEND, *arrays, **settings)
+
+    weights, keep = small_weights(config), attention_weights(1)
+    fast, plain = (
+        attention_maps(capture(backend, config, weights, start(config), keep), 1)
+        for backend in (Backend(bodies={"attention": one_piece}), BACKEND)
+    )
+    for one, other in zip(fast, plain, strict=True):
+        assert np.array_equal(one.weights_HTS, other.weights_HTS)
+    assert len(ran) == len(fast) * (config.num_hidden_layers - 1)
+
+
+def test_what_was_not_kept_is_said():
     config = dense_config()
-    one_piece = Backend(bodies={"attention": lambda backend, q_THK, *arrays, **settings: q_THK})
-    steps = capture(one_piece, config, small_weights(config), start(config), attention_weights(0))
-    with pytest.raises(UsageError, match="--backend numpy"):
-        attention_maps(steps, 0)
+    steps = capture(BACKEND, config, small_weights(config), start(config), attention_weights(0))
+    with pytest.raises(UsageError, match="layer 1 were not kept"):
+        attention_maps(steps, 1)
 
 
 # ---- experts ------------------------------------------------------------------------------------------------------
