@@ -8,8 +8,8 @@ weights are 0.99 GB; at 34 GB/s a token cannot take less than 29 ms. All that a 
                                                                                   GB/s, 4864 x 896 in bf16
     v1  plain loop            w[o, i] widened one by one                               2.4
     v2  vectors               16 columns at a time, in one sum                        23.1
-    v3  four sums             no addition waits for the one before it                 23.2   (from the cache 87, v2 62)
-    v4  rows over threads     one core has too few reads under way for the memory     33.8   (only reading: 34.2)
+    v3  four sums             no addition waits for the one before it                 23.2
+    v4  rows over threads     one core has too few reads under way for the memory     33.8   (272 MB; a read: 34.2)
 """
 
 from __future__ import annotations

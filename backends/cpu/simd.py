@@ -6,7 +6,7 @@
     result = sum_of(total)
 
 Kernels stay plain Python loops and compile to what a C programmer would write with intrinsics. Why not leave it to the
-compiler? Numba's own vectoriser reads int8 weights at 2 to 4 GB/s; these vectors read them at 50.
+compiler? A plain loop reads int8 weights at 1.2 GB/s on one core, these vectors at 24 (`matrix_quantised.py`).
 
 Two types:
 
