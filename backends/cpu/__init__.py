@@ -14,6 +14,7 @@ import numpy as np
 
 from backends.cpu.attention import attention_for
 from backends.cpu.by_likelihood import by_likelihood
+from backends.cpu.decoder_layer import decoder_layer_for
 from backends.cpu.experts import experts
 from backends.cpu.features import detected
 from backends.cpu.likeliest import likeliest
@@ -31,7 +32,7 @@ from backends.interface import Backend, Operation
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
-    made = attention_for(features), linear_for(features)
+    made = attention_for(features), decoder_layer_for(features), linear_for(features)
     bodies = (*made, by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, update_cache)
     return {body.__name__: body for body in bodies}
 
@@ -64,8 +65,7 @@ class Cpu(Backend):
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         if CALLER.threads != self.threads:
             use(self.threads)
-        body = self.bodies.get(operation.name, operation.definition)
-        return body(door or self, *arrays, **settings)
+        return super().run(operation, arrays, settings, door)
 
     def __repr__(self):
         return f"<backend cpu: float32, {self.threads} thread{'s' * (self.threads > 1)}>"

@@ -16,21 +16,6 @@ from __future__ import annotations
 
 from backends.cpu.compiling import inner
 from backends.cpu.simd import fma, load, load_part, sum_of, zeros
-from backends.cpu.team import shared
-
-
-def matrix_vector(w_OI, x_I, bias_O, y_O):
-    """y_O = w_OI @ x_I + bias_O. w_OI is float32, or bfloat16 as uint16; an empty bias_O is none."""
-    multiply(len(w_OI), w_OI, x_I, bias_O, y_O)
-
-
-@shared
-@inner
-def multiply(first, last, w_OI, x_I, bias_O, y_O):
-    for o in range(first, last):
-        y_O[o] = row_times_vector(w_OI, o, x_I)
-        if bias_O.size:
-            y_O[o] += bias_O[o]
 
 
 @inner

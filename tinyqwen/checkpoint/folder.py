@@ -77,6 +77,7 @@ def open_checkpoint(
     dtype: str | type | np.dtype | None = None,
     tables: str | None = None,
     keep: bool = True,
+    mapped: bool | None = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """The config and the weights of that folder.
@@ -87,11 +88,13 @@ def open_checkpoint(
                     A folder that `tinyqwen convert` wrote has one format, and that is its default, too
     tables          int4's embedding and head: int8 (the default) or int4
     keep            whether to keep what was quantised for the next start, see `kept.py`
+    mapped          whether what is wanted as it is stored may be the file itself: no time to load, and no memory of its
+                    own. False: a copy, which kernels read faster (see `loading.py`). None: a copy, if it leaves as much
+                    memory free
     progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
                     count for nothing
 
-    Memory: the weights in that format and at most some MB besides; what is wanted as it is stored is mapped and needs
-    none of its own.
+    Memory: the weights in that format and at most some MB besides.
     Errors: ModelFilesError, one line that names the file, the problem and what to do; UsageError for a format that the
     folder does not have.
 
@@ -112,7 +115,7 @@ def open_checkpoint(
     if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
         kept = Kept(source.files, wanted)
         inventory = kept.find() or inventory
-    tensors, maps = load(inventory, wanted, progress)
+    tensors, maps = load(inventory, wanted, progress, mapped)
     if kept and inventory is source.inventory:
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")
