@@ -24,6 +24,7 @@ from backends.cpu.rope import rope
 from backends.cpu.route import route
 from backends.cpu.sigmoid_gate import sigmoid_gate
 from backends.cpu.swiglu import swiglu
+from backends.cpu.take_rows import take_rows
 from backends.cpu.team import CALLER, use
 from backends.cpu.threads import most_threads, usable_cores
 from backends.cpu.update_cache import update_cache
@@ -33,7 +34,9 @@ from backends.interface import Backend, Operation
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
     made = attention_for(features), decoder_layer_for(features), linear_for(features)
-    bodies = (*made, by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, update_cache)
+    bodies = (
+        *made, by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows, update_cache
+    )  # fmt: skip
     return {body.__name__: body for body in bodies}
 
 

@@ -10,7 +10,7 @@ each, and with cold caches, because the weights drove everything else out) the m
     v1  16 operations a layer, each through the door             PLACE
     v2  one                                                      PLACE
 
-Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches them (a trace, `diff`)
+Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches them (a trace, diff)
 sees what this does. Several tokens, several sequences, experts and windows take those steps: there they cost little.
 """
 
@@ -49,8 +49,8 @@ def decoder_layer_for(features: frozenset[str]):
         write_as, read_as, scale_2GN, kind = stored(cache.layers[layer], "bf16" in features)
         out_TD = np.empty(x_TD.shape, F32)
         layer_of_one_token(
-            plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight), *matrices,
-            plain(cos_TKh), plain(sin_TKh), write_as, read_as, scale_2GN, (kind,) * R,
+            plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
+            *matrices, plain(cos_TKh), plain(sin_TKh), write_as, read_as, scale_2GN, (kind,) * R,
             cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
         )  # fmt: skip
         return out_TD

@@ -15,7 +15,7 @@ import numpy as np
 
 from backends.cpu.matrix_matrix import matrix_matrix
 from backends.cpu.matrix_quantised import matrix_quantised
-from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, matrix_times_token
+from backends.cpu.one_token import NO_BIAS, as_kernels_take, matrix_times_token
 from backends.cpu.rows import plain
 from backends.cpu.simd import LANES
 from backends.quantised import GROUP, Quantised
@@ -42,8 +42,7 @@ def linear_for(features: frozenset[str]):
         elif isinstance(weight_OI, Quantised):
             matrix_quantised(weight_OI, x_TI, bias_O, y_TO, vnni="vnni" in features)
         else:
-            in_pairs = weight_OI.dtype == BFLOAT16 and "bf16" in features and I % 2 == 0
-            matrix_matrix(weight, x_TI, bias_O, y_TO, in_pairs=in_pairs)
+            matrix_matrix(weight, x_TI, bias_O, y_TO)
         return y_TO
 
     return linear

@@ -17,21 +17,13 @@ from __future__ import annotations
 import numpy as np
 
 from backends.cpu.compiling import inner
-from backends.cpu.quantised_vector import finish_rows, inverse
+from backends.cpu.quantised_vector import finish_rows, round_row
 from backends.cpu.simd import (
-    LANES,
-    fill,
     fill_i32,
     fma,
-    largest_magnitude,
     load,
     load_one,
-    nearest,
-    shuffle,
-    store,
-    sum_of,
     to_f32,
-    to_i32,
     zeros,
 )  # fmt: skip
 from backends.cpu.team import shared
@@ -54,10 +46,6 @@ def matrix_quantised(weight: Quantised, x_TI, bias_O, y_TO, *, vnni: bool):
 
 # ---- many tokens: 8 bits -------------------------------------------------------------------------------------------
 
-byte_0, byte_1, byte_2, byte_3 = (
-    shuffle(tuple(n + 4 * m for m in range(8)) * 2) for n in range(4)
-)  # every fourth number of 32
-
 
 def round_tokens(x_TI, zero):
     """Each token's numbers as int8, four neighbours to a lane, the tokens of a tile side by side; scales; starts."""
@@ -78,25 +66,6 @@ def round_blocks(first, last, x_TI, zero, x_BQt, scale_BGt, start_BGt):
                 round_row(x_TI[b * TOKENS + t], x_BQt[b, :, t], scale_BGt[b, :, t], start_BGt[b, :, t], zero)
             else:  # a tile is filled up with tokens of nothing
                 x_BQt[b, :, t], scale_BGt[b, :, t], start_BGt[b, :, t] = 0, 0, 0
-
-
-@inner
-def round_row(x_I, x_Q, scale_G, start_G, zero):
-    byte, n8, n16, n24 = (
-        fill_i32(np.int32(0xFF)), fill_i32(np.int32(8)), fill_i32(np.int32(16)), fill_i32(np.int32(24))
-    )  # fmt: skip
-    lanes = np.empty(LANES, np.int32)
-    for g in range(scale_G.size):
-        a, b = load(x_I, g * 32), load(x_I, g * 32 + 16)
-        scale_G[g] = largest_magnitude(a, b) / np.float32(127)
-        factor = fill(inverse(scale_G[g]))
-        a, b = nearest(a * factor), nearest(b * factor)
-        start_G[g] = np.int32(-zero * sum_of(a + b))
-        a, b = to_i32(a), to_i32(b)
-        words = (byte_0(a, b) & byte) | ((byte_1(a, b) & byte) << n8) | ((byte_2(a, b) & byte) << n16)
-        store(lanes, 0, words | (byte_3(a, b) << n24))
-        for q in range(8):
-            x_Q[g * 8 + q] = lanes[q]
 
 
 @shared

@@ -5,6 +5,7 @@ format in its arguments' types:
 
     float32 rows      array(float32, 2d)                        matrix_vector.py
     bfloat16 rows     array(uint16, 2d)                         matrix_vector.py
+    in pairs          array(int32, 2d)                          matrix_vector.py, where the processor multiplies those
     int8 in tiles     (array(int32, 3d), array(uint16, 3d))     quantised_vector.py
     int4 in tiles     (array(uint32, 3d), array(uint16, 3d))    quantised_vector.py
 
@@ -21,8 +22,8 @@ from numba.core import types
 from numba.extending import overload
 
 from backends.cpu.compiling import inner, kernel
-from backends.cpu.matrix_vector import row_times_vector
-from backends.cpu.quantised_vector import finish_rows, round_token_4, round_token_8, rows_4, rows_8
+from backends.cpu.matrix_vector import in_two, pairs_times_vector, row_times_vector
+from backends.cpu.quantised_vector import finish_rows, round_to_8, round_to_16, rows_4, rows_8
 from backends.cpu.team import launcher, with_team
 from backends.quantised import Quantised
 
@@ -35,7 +36,7 @@ def as_kernels_take(weight_OI: Any, features: frozenset[str]) -> Any:
     if isinstance(weight_OI, Quantised):
         return weight_OI.lanes if "vnni" in features else None
     if weight_OI.dtype == BFLOAT16:
-        return weight_OI.view(np.uint16)
+        return weight_OI.view(np.int32 if "bf16" in features and weight_OI.shape[1] % 2 == 0 else np.uint16)
     return weight_OI if weight_OI.dtype == np.float32 else None
 
 
@@ -67,10 +68,10 @@ def prepared(weight, x_I):
 @overload(prepared, inline="always")
 def _(weight, x_I):
     if not isinstance(weight, types.BaseTuple):
-        return lambda weight, x_I: x_I
+        return (lambda weight, x_I: in_two(x_I)) if weight.dtype == types.int32 else (lambda weight, x_I: x_I)
     if weight[0].dtype == types.int32:
-        return lambda weight, x_I: round_token_8(x_I)
-    return lambda weight, x_I: round_token_4(x_I)
+        return lambda weight, x_I: round_to_16(x_I)
+    return lambda weight, x_I: round_to_8(x_I)
 
 
 def multiply(first, last, weight, token, bias_O, y_O):
@@ -81,7 +82,7 @@ def multiply(first, last, weight, token, bias_O, y_O):
 def _(first, last, weight, token, bias_O, y_O):
     def rows(first, last, weight, token, bias_O, y_O):
         for o in range(first, last):
-            y_O[o] = row_times_vector(weight, o, token)
+            y_O[o] = times_vector(weight, o, token)
             if bias_O.size:
                 y_O[o] += bias_O[o]
 
@@ -92,6 +93,7 @@ def _(first, last, weight, token, bias_O, y_O):
             finish_rows(rows_of_tile(values_PQr, scales_PGr, p, x_j, scale_G, start_G), p, bias_O, y_O)
 
     if not isinstance(weight, types.BaseTuple):
+        times_vector = pairs_times_vector if weight.dtype == types.int32 else row_times_vector
         return rows
     rows_of_tile = rows_8 if weight[0].dtype == types.int32 else rows_4
     return tiles
