@@ -42,7 +42,8 @@ class LargePages:
 
 def block(nbytes: int) -> np.ndarray:
     """Fresh memory that begins at a large page."""
-    memory = mmap.mmap(-1, nbytes + LARGE)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, nbytes + LARGE, **private)  # shared memory, the default, gets no large pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
