@@ -55,7 +55,7 @@ class Quantised:
     ndim = 2
 
     def __init__(self, bits: int, shape: tuple[int, int], values: np.ndarray, scales: np.ndarray):
-        self.bits, self.shape, self.values, self.scales = bits, tuple(shape), values, scales
+        self.bits, self.shape, self.values, self.scales = bits, (shape[0], shape[1]), values, scales
         expected = stored_shapes(bits, self.shape)
         if (values.shape, scales.shape) != expected:
             raise ValueError(f"values and scales are {values.shape}, {scales.shape}; {shape} needs {expected}")

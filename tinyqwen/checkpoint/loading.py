@@ -31,7 +31,6 @@ from tinyqwen.checkpoint.quantised_file import ALIGNMENT, SCALE
 from tinyqwen.checkpoint.safetensors_file import DTYPES, Stored
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.formats import DTYPES as DTYPE_OF
-from tinyqwen.memory import available_bytes
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -54,6 +53,7 @@ class MappedFile:
         weakref.finalize(self, os.close, self.number)
         self.state = self.now()
         self.bytes = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
+        self.address = np.frombuffer(self.bytes, np.uint8).ctypes.data
 
     def now(self) -> tuple[int, int]:
         stat = os.fstat(self.number)
@@ -75,6 +75,27 @@ class MappedFile:
         flat = np.frombuffer(self.bytes, DTYPES[stored.dtype], stored.size, stored.offset)
         return flat.reshape(stored.shape)
 
+    def holds(self, array: np.ndarray) -> bool:
+        """Whether that array is a part of the file."""
+        return 0 <= array.ctypes.data - self.address < len(self.bytes)
+
+    def read(self, array: np.ndarray, out: np.ndarray) -> None:
+        """The bytes of a part of the file, by an ordinary read: no page of the map is touched."""
+        offset, rest = array.ctypes.data - self.address, out.reshape(-1).view(np.uint8).data
+        while rest:
+            got = os.preadv(self.number, [rest], offset)
+            if not got:
+                self.check_unchanged()
+            offset, rest = offset + got, rest[got:]
+
+    def let_go(self, array: np.ndarray) -> None:
+        """Give the pages of a part back to the system; they come again if they are touched again."""
+        if self.holds(array) and hasattr(mmap, "MADV_DONTNEED"):
+            first = -(-(array.ctypes.data - self.address) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (array.ctypes.data - self.address + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self.bytes.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 class Wanted(NamedTuple):
     """What a tensor is to become: a format of `tinyqwen.formats`, and its shape as a matrix or vector."""
@@ -91,9 +112,9 @@ def load(
     inventory: dict[str, Stored],
     wanted: dict[str, Wanted],
     progress: Progress | None = None,
-    mapped: bool | None = True,
+    mapped: bool = True,
 ) -> tuple[dict[str, Tensor], tuple[MappedFile, ...]]:
-    """All wanted tensors, and the files that some are views of, if `mapped` (None: if a copy would fill the memory).
+    """All wanted tensors, and the files that some are views of, if `mapped`.
 
     All are read-only, mapped or not: weights are nobody's to change, and a kernel compiled for the one fits the other.
     Errors: ModelFilesError if a file cannot be read, or names the tensor that holds what cannot be quantised.
@@ -101,8 +122,6 @@ def load(
     maps: dict[Path, MappedFile] = {}
     jobs: list[Job] = []
     pages = LargePages()
-    if mapped is None:
-        mapped = 2 * sum(stored.nbytes for stored in inventory.values()) > (available_bytes() or 0)
 
     def place(stored: Stored, dtype: np.dtype, alignment: int = 1) -> np.ndarray:
         """Mapped, or to be filled by jobs."""

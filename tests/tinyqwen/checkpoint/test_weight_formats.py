@@ -110,13 +110,6 @@ def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, m
             np.testing.assert_array_equal(ours[name].astype(np.float32), theirs[name].astype(np.float32))
 
 
-@pytest.mark.parametrize("available, copied", [(10**9, True), (1000, False), (None, False)])
-def test_a_copy_is_made_where_it_leaves_room(make_folder, monkeypatch, available, copied):
-    monkeypatch.setattr("tinyqwen.checkpoint.loading.available_bytes", lambda: available)
-    checkpoint = open_checkpoint(make_folder("untied", dtype="bfloat16"), dtype="bf16", mapped=None)
-    assert bool(checkpoint.maps) == (not copied)
-
-
 def test_auto_is_as_stored_and_float16_is_not_cut(tmp_path, configs, write_file):
     config = configs["untied"]
     kinds = [np.float32, np.float16, ml_dtypes.bfloat16]
