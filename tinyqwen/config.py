@@ -35,6 +35,24 @@ class Quantization(NamedTuple):
     tables: str = "int8"
 
 
+class DualChunk(NamedTuple):
+    """Dual Chunk Attention, see `tinyqwen.blocks.dual_chunk`.
+
+    chunk_size                         the longest distance that a query sees, in tokens: known from training
+    local_size                         how far back distances stay true across the edge of a chunk
+    original_max_position_embeddings   texts longer than this get a temperature; 0: none does
+    """
+
+    chunk_size: int
+    local_size: int
+    original_max_position_embeddings: int = 0
+
+    @property
+    def chunk_len(self) -> int:
+        """L: every so many tokens a chunk begins."""
+        return self.chunk_size - self.local_size
+
+
 @dataclass(frozen=True)
 class Config:
     """The shape of a model and the constants of its formulas, in config.json's own words.
@@ -59,6 +77,7 @@ class Config:
     qkv_bias: bool = True
     sliding_window: int | None = None  # the window in use: None unless use_sliding_window is true
     layer_types: tuple[str, ...] = ()  # empty means full attention in every layer
+    dual_chunk_attention_config: DualChunk | None = None
 
     # mixture of experts; num_experts 0 is a dense model
     num_experts: int = 0

@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 from backends.quantised import GROUP
-from tinyqwen.config import FULL, SLIDING, Config, Quantization
+from tinyqwen.config import FULL, SLIDING, Config, DualChunk, Quantization
 from tinyqwen.errors import ModelFilesError
 
 # ---- rules for one value: each returns a complaint, or None ----
@@ -68,6 +68,25 @@ def null_or(rule):
     return lambda value: None if value is None else rule(value)
 
 
+def dual_chunk(value):
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        return "must be null or an object with chunk_size and local_size"
+    sparse = sorted(key for key in value if key.startswith("sparse_"))
+    if sparse:
+        return f"sparse attention is not supported: remove {', '.join(sparse)}, and all keys are attended to"
+    for key, rule in CHUNK.items():
+        if key not in value and key not in DualChunk._field_defaults:
+            return f"must have {key}"
+        if key in value and rule(value[key]):
+            return f"{key} {rule(value[key])}"
+    if unknown := sorted(set(value) - set(CHUNK)):
+        return f"the effect of {', '.join(unknown)} is not known"
+    if value["local_size"] >= value["chunk_size"]:
+        return "local_size must be smaller than chunk_size"
+
+
 def quantised(value):
     if value is not None and value not in map(written, QUANTIZATIONS):
         return 'must be null or what `tinyqwen convert` writes (quant_method "tinyqwen"): nothing else is supported'
@@ -79,6 +98,11 @@ def written(quantization: Quantization) -> dict:
 
 
 TOKEN_ID = whole(0, 2**31)
+CHUNK = {
+    "chunk_size": whole(2, 2**24),
+    "local_size": whole(1, 2**24),
+    "original_max_position_embeddings": whole(0, 2**24),
+}
 QUANTIZATIONS = (Quantization("int8"), Quantization("int4"), Quantization("int4", "int4"))
 
 USED = {
@@ -99,6 +123,7 @@ USED = {
     "sliding_window": null_or(whole(0, 2**24)),
     "max_window_layers": whole(0, 1024),
     "layer_types": null_or(list_of(text)),
+    "dual_chunk_attention_config": dual_chunk,
     "num_experts": whole(0, 2**12),
     "num_experts_per_tok": whole(0, 2**12),
     "moe_intermediate_size": whole(0, 2**20),
@@ -129,7 +154,6 @@ FIXED = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": (None, {}),
-    "dual_chunk_attention_config": (None,),
 }
 
 # Keys that cannot change what the model computes from given weights and tokens.
@@ -184,6 +208,7 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
         raise ModelFilesError(
             f"model_type is {raw.get('model_type')!r}; tinyqwen runs 'qwen2' (Qwen2, Qwen2.5) and 'qwen2_moe'"
         )
+    refuse_both(raw)
     raw = modern_spelling(raw)
     complaints = complaints_by_field(raw, ignore) or complaints_across_fields(raw)
     if complaints:
@@ -198,10 +223,31 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
     values["mlp_only_layers"] = tuple(raw.get("mlp_only_layers") or ())
     if raw.get("quantization_config"):
         values["quantization_config"] = next(q for q in QUANTIZATIONS if written(q) == raw["quantization_config"])
+    if raw.get("dual_chunk_attention_config"):
+        values["dual_chunk_attention_config"] = DualChunk(**raw["dual_chunk_attention_config"])
     values["torch_dtype"] = raw.get("torch_dtype") or "float32"
     values["layer_types"] = layer_types(raw)
     values["sliding_window"] = raw.get("sliding_window", 4096) if sliding else None
     return Config(**values)
+
+
+def refuse_both(raw: dict) -> None:
+    """Two ways to long texts at once: ModelFilesError, and what to do.
+
+    YaRN slows the rotations down so that far looks near; Dual Chunk Attention needs distances up to chunk_size to look
+    as they did in training. Qwen2's "YaRN and DCA" is DCA with YaRN's temperature, and vLLM refuses the rest, too.
+    """
+    scaled = [
+        key
+        for key in ("rope_scaling", "rope_parameters")
+        if isinstance(raw.get(key), dict) and {raw[key].get("type"), raw[key].get("rope_type")} - {None, "default"}
+    ]
+    if scaled and raw.get("dual_chunk_attention_config"):
+        raise ModelFilesError(
+            f"{scaled[0]} and dual_chunk_attention_config would both stretch the context: chunks need distances that "
+            "look as in training, and the scaling changes them; leave one out. For YaRN's temperature with chunks, set "
+            "original_max_position_embeddings in dual_chunk_attention_config to the trained context"
+        )
 
 
 def modern_spelling(raw: dict) -> dict:
@@ -265,6 +311,15 @@ def complaints_across_fields(raw: dict) -> list[str]:
         found.append("head_dim is odd, but RoPE rotates pairs")
     if raw.get("use_sliding_window") and raw.get("sliding_window", 4096) in (None, 0):
         found.append("use_sliding_window is true but sliding_window gives no width")
+    chunk = raw.get("dual_chunk_attention_config")
+    trained = raw.get("max_position_embeddings", 32768)
+    if chunk and chunk["chunk_size"] > trained:
+        found.append(
+            f"chunk_size of dual_chunk_attention_config is {chunk['chunk_size']}, but the model knows distances up to "
+            f"{trained} only (max_position_embeddings)"
+        )
+    if chunk and raw.get("use_sliding_window"):
+        found.append("dual_chunk_attention_config reaches over all of a text, use_sliding_window cuts it off; which?")
     types = raw.get("layer_types")
     if types:
         if len(types) != layers:
@@ -322,6 +377,9 @@ def to_json(config: Config) -> str:
         raw["quantization_config"] = written(config.quantization_config)
     else:
         raw.pop("quantization_config")  # the published files leave it out, too
+    chunk = raw.pop("dual_chunk_attention_config")
+    if chunk:
+        raw["dual_chunk_attention_config"] = dict(chunk._asdict())
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]
     raw["hidden_act"] = "silu"
     raw["use_sliding_window"] = config.sliding_window is not None

@@ -59,7 +59,7 @@ def on_shapes(config: Config, weights: Node, tokens: int, keys: int, *, opened=(
     cache.reserve(keys)
     cache.length = keys - tokens
     tracing = Tracing(backend, names_of(weights))
-    forward(tracing, config, weights, make_step([([0] * tokens, cache)], unfinished=[not logits]))
+    forward(tracing, config, weights, make_step([([0] * tokens, cache)], lengths=[keys + (not logits)]))
     return Planned(tracing.spans, backend.peak_bytes)
 
 

@@ -15,11 +15,12 @@ import ml_dtypes
 import numpy as np
 
 from backends import Backend
-from tinyqwen.blocks.attention import attention, self_attention, softmax, visible
+from tinyqwen.blocks.attention import attention, softmax, visible
 from tinyqwen.blocks.linear import add, linear
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
 from tinyqwen.blocks.rope import rope_tables
+from tinyqwen.blocks.self_attention import self_attention
 from tinyqwen.blocks.swiglu import feed_forward, swiglu
 
 
@@ -72,10 +73,10 @@ def no_qkv_bias(backend, x_TI, weight_OI, bias_O=None):
     return linear.definition(backend, x_TI, weight_OI)
 
 
-def residual_after_norm(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+def residual_after_norm(backend, x_TD, weights, tables, *, config, step, layer):
     eps = config.rms_norm_eps
     x_TD = rms_norm(backend, x_TD, weights.input_layernorm.weight, eps=eps)
-    h_TD = self_attention(backend, x_TD, weights.self_attn, cos_TKh, sin_TKh, config=config, step=step, layer=layer)
+    h_TD = self_attention(backend, x_TD, weights.self_attn, tables, config=config, step=step, layer=layer)
     x_TD = add(backend, x_TD, h_TD)
     x_TD = rms_norm(backend, x_TD, weights.post_attention_layernorm.weight, eps=eps)
     if config.is_sparse(layer):

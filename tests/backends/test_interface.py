@@ -10,16 +10,45 @@ import pytest
 
 import tinyqwen.kv_cache
 from backends import Backend, Cost, Operation, Wrapper, get, nbytes, operation, shape_only
-from tests.helpers import CONFIGS, Recording, assert_close, host, logits_of, moe_config, normal, small_weights, tokens
-from tinyqwen.blocks import attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu
+from tests.helpers import (
+    CONFIGS,
+    Recording,
+    assert_close,
+    chunk_config,
+    host,
+    logits_of,
+    moe_config,
+    normal,
+    small_weights,
+    tokens,
+)
+from tinyqwen.blocks import (
+    attention,
+    attention_parts,
+    decoder_layer,
+    dual_chunk,
+    embedding,
+    linear,
+    moe,
+    rms_norm,
+    rope,
+    self_attention,
+    swiglu,
+)
+from tinyqwen.config import DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, count_parameters, fill, tensor_shapes, tree
 
-BLOCKS = (attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu, tinyqwen.kv_cache)
+BLOCKS = (
+    attention, attention_parts, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope, self_attention,
+    swiglu, tinyqwen.kv_cache,
+)  # fmt: skip
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
+KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
+INSIDE = {"scores", "softmax", "softmax_part", "mix"}  # of attention's definition, which a body need not open
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are():
@@ -62,7 +91,13 @@ def test_nested_operations_pass_through_the_door(backend):
         per_sequence = 2 * 2 * config.num_hidden_layers  # steps, sequences, layers
         assert names.count("scores") == names.count("mix") == per_sequence
         assert names.count("softmax") == per_sequence + names.count("route")
-        assert set(names) == set(OPERATIONS)
+
+
+def test_every_operation_is_some_models(backend):
+    watching = Recording(backend)
+    for config in KINDS.values():
+        run_both_phases(watching, config)
+    assert {name for name, _ in watching.seen} | (INSIDE if backend.bodies else set()) == set(OPERATIONS)
 
 
 def test_wrappers_stack_in_either_order(backend):
@@ -212,14 +247,16 @@ def outline(value):
 def test_every_cost_foretells_shape_and_type_of_the_result(backend):
     """Dense, tied, windowed and sparse; prefill, decode and several sequences; every operation that has a cost."""
     checked = set()
-    for config in CONFIGS.values():
+    for config in KINDS.values():
         checking = Checking(backend)
         run_both_phases(checking, config)
         logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
         checked |= checking.checked
-    inside = {"scores", "softmax", "mix"} if "attention" in backend.bodies else set()  # of the definition: not a body's
-    assert checked == {name for name, each in OPERATIONS.items() if each.cost_of} - inside
-    assert set(OPERATIONS) - checked - inside == {"decoder_layer", "self_attention", "feed_forward", "sparse_moe"}
+    inside = INSIDE if backend.bodies else set()
+    assert checked | inside == {name for name, each in OPERATIONS.items() if each.cost_of}
+    assert set(OPERATIONS) - checked - inside == {
+        "decoder_layer", "self_attention", "feed_forward", "sparse_moe", "dual_chunk_tables",
+    }  # fmt: skip
 
 
 class Outermost(Recording):

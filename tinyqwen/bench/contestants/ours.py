@@ -51,10 +51,10 @@ class Model:
         """Take the next ids of every sequence, and give each one's next id, the likeliest. S sequences, T ids each."""
         T = ids_ST.shape[1]
         step = max(1, CHUNK // len(caches))
+        lengths = [cache.length + T for cache in caches]
         for begin in range(0, T, step):
-            more = [begin + step < T] * len(caches)
             parts = [(ids_T[begin : begin + step].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
-            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, unfinished=more))
+            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, lengths=lengths))
         return logits_NV.argmax(-1)
 
     def new_caches(self, sequences: int) -> list[KVCache]:
