@@ -16,7 +16,7 @@ import numpy as np
 
 from backends.interface import Backend
 from backends.quantised import Quantised, quantise
-from tinyqwen.config import Config
+from tinyqwen.config import Config, DualChunk
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -47,9 +47,9 @@ def prepare(
     tiny_weights = tree(fill(tiny, lambda name, shape: like(real[kind(name.removeprefix("model."))], shape)))
     with announced(compiling or (lambda name: None)):
         cache = make_cache(backend, tiny)
-        # Large chunks, a few tokens, one; and at the end enough keys that attention shares them out, too. The logits of
-        # all tokens, because several sequences want several rows.
-        for ids in ([0] * CHUNK, [0] * CHUNK, [0] * 3, [0]):
+        # Large chunks, a few tokens, one; and at the end enough keys that attention shares them out, too, also where it
+        # meets them in parts. The logits of all tokens, because several sequences want several rows.
+        for ids in ([0] * CHUNK, [0] * CHUNK, [0] * CHUNK, [0] * 3, [0]):
             logits_NV = forward(backend, tiny, tiny_weights, make_step([(ids, cache)], all_logits=True))
         sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
 
@@ -65,12 +65,14 @@ def small(config: Config) -> Config:
     """
     experts, K = min(config.num_experts, 2), config.head_dim
     R = config.num_attention_heads // config.num_key_value_heads
+    chunk = config.dual_chunk_attention_config and DualChunk(40, 8)
     G = max(min(config.num_key_value_heads, 2), -(-512 // (R * K)))  # one head alone is another type: end to end
     return dataclasses.replace(
         config, hidden_size=512, intermediate_size=512, num_hidden_layers=1, vocab_size=2048, head_dim=K,
         num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
         moe_intermediate_size=32, shared_expert_intermediate_size=512,
         decoder_sparse_step=1, mlp_only_layers=(), layer_types=config.layer_types[:1],
+        dual_chunk_attention_config=chunk,
     )  # fmt: skip
 
 
