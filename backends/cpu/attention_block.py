@@ -13,7 +13,7 @@ so scores never leave the first-level cache, and memory is linear in the context
     m_n         each row's largest score
     part_nK     each row's sum of exp(score - m) * value, and behind it, in 16 lanes, that of exp(score - m)
 
-Parts of the same rows against other keys merge exactly, in `finish`. If asked to, it leaves m + log(sum of exp) besides:
+Parts of the same rows against other keys merge exactly, in `finish`. If asked, it leaves m + log(sum of exp) besides:
 then the result itself is a part of something larger, see tinyqwen/blocks/attention_parts.py.
 
 Numbers are multiplied as float32, or as pairs of bfloat16 that share a lane: i and i + 16 of each run of 32. Keys and

@@ -26,6 +26,8 @@ from tinyqwen.step import Span
 
 DOUBLE = Backend(np, dtype=np.float64)
 NUMPY = backends.get("numpy")
+
+
 @pytest.fixture(scope="module", params=["all features", "none"])
 def cpu(request):
     """As in test_attention.py."""
@@ -71,9 +73,7 @@ def test_stretches_of_a_cache_merge_to_the_whole(cpu, format, T):
     """They begin and end anywhere, and are views: nothing of the cache is copied or turned."""
     q_THK, k_GSK, v_GSK = draw(1, T, 1500, 2, 7, 64, format)
     edges = [0, 1, 33, 700, 1490, 1500]
-    parts = [
-        attention_part(cpu, q_THK, k_GSK[:, a:b], v_GSK[:, a:b], past=1500 - T - a) for a, b in pairwise(edges)
-    ]
+    parts = [attention_part(cpu, q_THK, k_GSK[:, a:b], v_GSK[:, a:b], past=1500 - T - a) for a, b in pairwise(edges)]
     merged_THK = merge_parts(cpu, *zip(*parts))
     assert_close(merged_THK, run(cpu, q_THK, k_GSK, v_GSK), NOISE if format == "f32" else 3e-3)
 
