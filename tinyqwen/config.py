@@ -18,7 +18,7 @@ Source: transformers, models/qwen2/configuration_qwen2.py and models/qwen2_moe/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -33,6 +33,27 @@ class Quantization(NamedTuple):
 
     format: str
     tables: str = "int8"
+
+
+class RopeScaling(NamedTuple):
+    """YaRN: how a model is run at `factor` times its trained context. `tinyqwen.blocks.yarn` says what the numbers do.
+
+    original_max_position_embeddings   the trained context, in tokens
+    attention_factor                   the size of queries and keys; None: by the formula
+    beta_fast, beta_slow               pairs that turn more often than beta_fast within the trained context are left
+                                       alone, those that turn less often than beta_slow are slowed down by the factor
+    mscale, mscale_all_dim             weights in the formula of attention_factor; both or none
+    truncate                           round the pairs where that begins and ends to whole ones
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    beta_fast: float = 32
+    beta_slow: float = 1
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Config:
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0  # the default of the format; every published model sets 1000000
+    rope_scaling: RopeScaling | None = None  # published files do not have it: who wants long texts adds it
     tie_word_embeddings: bool = False
     qkv_bias: bool = True
     sliding_window: int | None = None  # the window in use: None unless use_sliding_window is true
@@ -95,6 +117,24 @@ class Config:
     def window(self, layer: int) -> int | None:
         """How many keys a query of that layer sees, itself included; None means all before it."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else None
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can look at: its trained context, stretched by YaRN if the config says so."""
+        if self.rope_scaling is None:
+            return self.max_position_embeddings
+        return int(self.rope_scaling.factor * self.rope_scaling.original_max_position_embeddings)
+
+    def with_yarn(self, factor: float) -> Config:
+        """This model at that many times its trained context.
+
+        >>> config = Config(8, 16, 1, 2, 9, max_position_embeddings=32768).with_yarn(4)
+        >>> config.context, config.with_yarn(2).context             # from the trained context, not from 131072
+        (131072, 65536)
+        """
+        scaling = self.rope_scaling
+        trained = scaling.original_max_position_embeddings if scaling else self.max_position_embeddings
+        return replace(self, rope_scaling=RopeScaling(factor, trained))
 
     @property
     def kv_values_per_token(self) -> int:

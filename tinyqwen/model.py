@@ -32,7 +32,10 @@ def forward(backend, config, weights, step):
     (1, 30)
     """
     x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
-    cos_TKh, sin_TKh = rope_tables(backend, step.position_T, head_dim=config.head_dim, theta=config.rope_theta)
+    # NOTE: YaRN is static. With rope_scaling in the config, short texts change, too: add it only for long ones.
+    cos_TKh, sin_TKh = rope_tables(
+        backend, step.position_T, head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling
+    )
 
     for layer in range(config.num_hidden_layers):
         x_TD = decoder_layer(

@@ -184,6 +184,7 @@ def wavelengths(config: Config) -> np.ndarray:
     [6.28, 4080185.13]
     """
     cos_TKh, sin_TKh = rope_tables(
-        Backend(dtype=np.float64), np.array([1]), head_dim=config.head_dim, theta=config.rope_theta
-    )
+        Backend(dtype=np.float64), np.array([1]), head_dim=config.head_dim, theta=config.rope_theta,
+        scaling=config.rope_scaling,
+    )  # fmt: skip
     return 2 * math.pi / np.arctan2(sin_TKh[0], cos_TKh[0])
