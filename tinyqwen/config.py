@@ -119,11 +119,15 @@ class Config:
         return self.sliding_window if self.layer_types[layer] == SLIDING else None
 
     @property
+    def trained_context(self) -> int:
+        """How many tokens the model can look at without YaRN."""
+        scaling = self.rope_scaling
+        return scaling.original_max_position_embeddings if scaling else self.max_position_embeddings
+
+    @property
     def context(self) -> int:
-        """How many tokens the model can look at: its trained context, stretched by YaRN if the config says so."""
-        if self.rope_scaling is None:
-            return self.max_position_embeddings
-        return int(self.rope_scaling.factor * self.rope_scaling.original_max_position_embeddings)
+        """How many tokens the model can look at, prompt and answer together."""
+        return int(self.trained_context * (self.rope_scaling.factor if self.rope_scaling else 1))
 
     def with_yarn(self, factor: float) -> Config:
         """This model at that many times its trained context.
@@ -132,9 +136,7 @@ class Config:
         >>> config.context, config.with_yarn(2).context             # from the trained context, not from 131072
         (131072, 65536)
         """
-        scaling = self.rope_scaling
-        trained = scaling.original_max_position_embeddings if scaling else self.max_position_embeddings
-        return replace(self, rope_scaling=RopeScaling(factor, trained))
+        return replace(self, rope_scaling=RopeScaling(factor, self.trained_context))
 
     @property
     def kv_values_per_token(self) -> int:

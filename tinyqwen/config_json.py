@@ -103,6 +103,19 @@ YARN = {
     "mscale_all_dim": null_or(real(1e-3, 1e3)),
     "truncate": boolean,
 }
+
+
+def written_scaling(scaling: RopeScaling) -> dict:
+    """How config.json says it, in the words of the published model cards.
+
+    >>> written_scaling(RopeScaling(4.0, 32768))
+    {'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32768}
+    """
+    usual = RopeScaling._field_defaults
+    numbers = {key: value for key, value in scaling._asdict().items() if key not in usual or value != usual[key]}
+    return {"type": "yarn", **numbers}
+
+
 TOKEN_ID = whole(0, 2**31)
 QUANTIZATIONS = (Quantization("int8"), Quantization("int4"), Quantization("int4", "int4"))
 
@@ -365,8 +378,7 @@ def to_json(config: Config) -> str:
     else:
         raw.pop("quantization_config")  # the published files leave it out, too
     if config.rope_scaling:
-        numbers = config.rope_scaling._asdict()
-        raw["rope_scaling"] = {"type": "yarn", **{key: value for key, value in numbers.items() if value is not None}}
+        raw["rope_scaling"] = written_scaling(config.rope_scaling)
     else:
         raw.pop("rope_scaling")
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]

@@ -129,9 +129,25 @@ def test_info_flags_what_public_pages_get_wrong(tinyqwen):
     assert "57,408,658,944" in out and "14,249,270,784" in out
     assert "one of width 20480" in " ".join(out.split())
     facts = json.loads(tinyqwen("info", "--size", "0.5B", "--json")[1])
-    assert facts["kv_cache_bytes_per_token"] == {"f32": 24576, "bf16": 12288}
+    assert facts["kv_cache_bytes_per_token"] == {"f32": 24576, "bf16": 12288, "int8": 6528}
     assert facts["weight_bytes"]["bf16"] == 988065536
     assert any("16 query and 8 KV heads" in page for page in facts["public pages"])
+
+
+def test_info_with_yarn(tinyqwen):
+    shape = json.loads(tinyqwen("info", "--size", "7B", "--yarn", 4, "--json")[1])["shape"]
+    assert shape["context"] == 131072 and shape["max_position_embeddings"] == 32768
+    assert shape["rope_scaling"] == {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
+    prompt = "x " * 600
+    code, _, err = tinyqwen("generate", "-m", folder, "--raw", prompt)
+    assert code == 2 and "--yarn 3 stretches it to 1536" in err
+    code, out, _ = tinyqwen("generate", "-m", folder, "--raw", "--yarn", 3, "-n", 2, "--json", prompt)
+    assert code == 0 and json.loads(out)["usage"]["prompt_tokens"] == 1200
+    code, out, _ = tinyqwen("trace", "-m", folder, "--yarn", 3, "--view", "rope")
+    assert code == 0 and "a context of 1536" in out
 
 
 def test_info_about_a_folder(tinyqwen, folder):
@@ -167,6 +183,9 @@ WRONG_USAGE = {
     "seed": (["generate", "-m", "{folder}", "--seed", "-1", "hi"], "--seed"),
     "seed too large": (["generate", "-m", "{folder}", "--seed", str(2**64), "hi"], "--seed"),
     "context": (["generate", "-m", "{folder}", "--context", "100000", "hi"], "--context"),
+    "yarn": (["generate", "-m", "{folder}", "--yarn", "0.5", "hi"], "--yarn must be a number from 1"),
+    "yarn of no model": (["info", "--yarn", "4"], "--yarn is about one model"),
+    "plan of no model": (["plan", "--yarn", "4"], "--yarn is about one model"),
     "empty stop": (["generate", "-m", "{folder}", "--stop", "", "hi"], "--stop"),
     "prompt too long": (["generate", "-m", "{folder}", "x " * 600], "context holds 512"),
     "prompt far too long": (["generate", "-m", "{folder}", "x" * 100000], "context"),
