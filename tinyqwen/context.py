@@ -48,7 +48,7 @@ def check_prompt(config: Config, context: int, tokens: int) -> None:
     if tokens >= context:
         more = "raise --context" if tokens < config.context else advice(config, tokens + 1)
         raise UsageError(
-            f"the prompt has {tokens} tokens, but the context holds {context}, and an answer needs room too; shorten "
+            f"the prompt has {tokens} tokens, but the context holds {context}, and an answer needs room too: shorten "
             f"the prompt, or {more}"
         )
 
@@ -58,13 +58,13 @@ def advice(config: Config, tokens: int) -> str:
 
     >>> from tinyqwen.sizes import SIZES
     >>> advice(SIZES["7B"].config(), 100_000)
-    '--yarn 4 stretches it to 131072'
+    'stretch it with --yarn 4, to 131072'
     """
     factor = math.ceil(tokens / config.trained_context)
     if factor * config.trained_context > LONGEST:
-        return f"no model has more than {LONGEST}"
-    beyond = "" if factor <= 4 else " (beyond the 4 that is published, expect less)"
-    return f"--yarn {factor} stretches it to {factor * config.trained_context}{beyond}"
+        return f"take less: positions end at {LONGEST}"
+    beyond = "" if factor <= 4 else " (published models take 4: expect less)"
+    return f"stretch it with --yarn {factor}, to {factor * config.trained_context}{beyond}"
 
 
 # ---- memory ----

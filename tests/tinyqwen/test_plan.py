@@ -134,7 +134,7 @@ def test_the_command_plans_what_yarn_makes_room_for(capsys, monkeypatch):
     assert facts["memory"]["kv"] == 131072 * 29568, "2 x 28 layers x 4 heads x (128 values and a scale of 4 bytes)"
     assert facts["beyond"] is None
     out = run(capsys, "--size", "7B", "--context", "131072")[1]
-    assert "looks at 32,768 tokens; --yarn 4 stretches it to 131072" in out
+    assert "looks at 32,768 tokens; stretch it with --yarn 4, to 131072" in out
 
 
 def test_the_command_plans_all_sizes_and_a_folder_and_this_machine(capsys, monkeypatch, tmp_path):

@@ -143,7 +143,7 @@ def test_info_with_yarn(tinyqwen):
 def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
     prompt = "x " * 600
     code, _, err = tinyqwen("generate", "-m", folder, "--raw", prompt)
-    assert code == 2 and "--yarn 3 stretches it to 1536" in err
+    assert code == 2 and "stretch it with --yarn 3, to 1536" in err
     code, out, _ = tinyqwen("generate", "-m", folder, "--raw", "--yarn", 3, "-n", 2, "--json", prompt)
     assert code == 0 and json.loads(out)["usage"]["prompt_tokens"] == 1200
     code, out, _ = tinyqwen("trace", "-m", folder, "--yarn", 3, "--view", "rope")
