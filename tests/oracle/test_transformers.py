@@ -156,6 +156,19 @@ def test_yarn_is_equal(backend, numbers, theta, K):
         assert (np.abs(table_TKh - table_TK[0, :, : K // 2].numpy()) <= allowed).all()
 
 
+def test_a_config_with_yarn_comes_back_from_transformers(tmp_path):
+    """Ours is read and saved there, in the spelling of transformers 5, and means here what it meant."""
+    from transformers import AutoConfig
+
+    config = SIZES["7B"].config().with_yarn(4.0)
+    (tmp_path / "config.json").write_text(to_json(config))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert "rope_scaling" not in saved and saved["rope_parameters"]["rope_type"] == "yarn"
+    assert parse_config(saved).rope_scaling == config.rope_scaling
+    assert (parse_config(saved).rope_theta, parse_config(saved).context) == (1e6, 131072)
+
+
 def test_a_checkpoint_of_the_real_0_5B_shape_loads_and_agrees(backend, tmp_path):
     """A bf16 folder in the shape of Qwen2-0.5B, read by either side: 24 layers, 14 query heads to 2, 151,936 logits."""
     config = SIZES["0.5B"].config()

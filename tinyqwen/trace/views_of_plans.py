@@ -86,9 +86,10 @@ def print_rope(console: Console, config: Config, context: int | None = None) -> 
     longest = max(float(length_Kh[-1]), context)
     width = console.width - 31
     column = lambda length: round(width * math.log(length / 6) / math.log(longest / 6))  # noqa: E731
+    yarn = f", YaRN {config.rope_scaling.factor:g}" if config.rope_scaling else ""
     say(
         console,
-        f"RoPE: {len(length_Kh)} pairs of channels, theta {config.rope_theta:g}, a context of {context}",
+        f"RoPE: {len(length_Kh)} pairs of channels, theta {config.rope_theta:g}{yarn}, a context of {context}",
         "bold",
     )
     say(console, f"{'pair':>4} {'wavelength':>11} {'turns':>10}   bars: log scale; | marks the context", "dim")

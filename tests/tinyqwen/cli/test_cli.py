@@ -146,6 +146,8 @@ def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
     assert code == 2 and "stretch it with --yarn 3, to 1536" in err
     code, out, _ = tinyqwen("generate", "-m", folder, "--raw", "--yarn", 3, "-n", 2, "--json", prompt)
     assert code == 0 and json.loads(out)["usage"]["prompt_tokens"] == 1200
+    code, _, err = tinyqwen("generate", "-m", folder, "--context", 1000, "--yarn", 1.5, "hello")
+    assert code == 2 and "the model's holds 768; stretch it with --yarn 2, to 1024" in err
     code, out, _ = tinyqwen("trace", "-m", folder, "--yarn", 3, "--view", "rope")
     assert code == 0 and "a context of 1536" in out
 
