@@ -48,6 +48,7 @@ CONFIGS = {
     "tied": dense_config(tie_word_embeddings=True),
     "window": window_config(),
     "chunks": chunk_config(),
+    "yarn": dense_config(max_position_embeddings=512).with_yarn(4),  # all three kinds of pairs: 0, two ramps, 1
     "moe": moe_config(),
     "moe-normalised": moe_config(norm_topk_prob=True, mlp_only_layers=(), decoder_sparse_step=1, num_hidden_layers=2),
 }

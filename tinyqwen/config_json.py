@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 from backends.quantised import GROUP
-from tinyqwen.config import FULL, SLIDING, Config, DualChunk, Quantization
+from tinyqwen.config import FULL, SLIDING, Config, DualChunk, Quantization, RopeScaling
 from tinyqwen.errors import ModelFilesError
 
 # ---- rules for one value: each returns a complaint, or None ----
@@ -97,6 +97,50 @@ def written(quantization: Quantization) -> dict:
     return {"quant_method": "tinyqwen", "version": 1, "group_size": GROUP, **quantization._asdict()}
 
 
+def yarn(value):
+    """A rule: the numbers of `RopeScaling`, under its names."""
+    if value is None:
+        return None
+    if unknown := sorted(set(value) - set(YARN)):
+        return f"has {', '.join(unknown)}, whose effect tinyqwen does not know"
+    given = {"factor": None, **value}
+    found = [f"its {key} {complaint}" for key in given if (complaint := YARN[key](given[key]))]
+    if (value.get("mscale") is None) != (value.get("mscale_all_dim") is None):
+        found.append("it has one of mscale and mscale_all_dim, which have an effect only together")
+    if not found and (value.get("beta_fast") or 32) < (value.get("beta_slow") or 1):
+        found.append("its beta_fast is less than its beta_slow")
+    return " and ".join(found) or None
+
+
+YARN = {
+    "factor": real(1.0, 1000.0),
+    "original_max_position_embeddings": null_or(whole(1, 2**24)),
+    "attention_factor": null_or(real(1e-3, 1e3)),
+    "beta_fast": null_or(real(1e-3, 1e6)),
+    "beta_slow": null_or(real(1e-3, 1e6)),
+    "mscale": null_or(real(1e-3, 1e3)),
+    "mscale_all_dim": null_or(real(1e-3, 1e3)),
+    "truncate": boolean,
+}
+
+
+def written_scaling(scaling: RopeScaling) -> dict:
+    """How config.json says it, in the words of the published model cards.
+
+    >>> written_scaling(RopeScaling(4.0, 32768))
+    {'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32768}
+    """
+    usual = RopeScaling._field_defaults
+    numbers = {key: value for key, value in scaling._asdict().items() if key not in usual or value != usual[key]}
+    return {"type": "yarn", **numbers}
+
+
+# Qwen2's "YaRN and DCA" is Dual Chunk Attention with YaRN's temperature; vLLM refuses the two together, too.
+YARN_OR_CHUNKS = (
+    "rope_scaling and dual_chunk_attention_config would both stretch the context: chunks need distances that look as "
+    "they did in training, and YaRN changes that; leave one out (for YaRN's temperature with chunks, set "
+    "original_max_position_embeddings in dual_chunk_attention_config to the trained context)"
+)
 TOKEN_ID = whole(0, 2**31)
 CHUNK = {
     "chunk_size": whole(2, 2**24),
@@ -117,6 +161,7 @@ USED = {
     "max_position_embeddings": whole(1, 2**24),  # positions must be exact in float32
     "rms_norm_eps": real(1e-12, 1e-1),
     "rope_theta": real(1.0, 1e12),
+    "rope_scaling": yarn,
     "tie_word_embeddings": boolean,
     "qkv_bias": boolean,
     "use_sliding_window": boolean,
@@ -208,7 +253,6 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
         raise ModelFilesError(
             f"model_type is {raw.get('model_type')!r}; tinyqwen runs 'qwen2' (Qwen2, Qwen2.5) and 'qwen2_moe'"
         )
-    refuse_both(raw)
     raw = modern_spelling(raw)
     complaints = complaints_by_field(raw, ignore) or complaints_across_fields(raw)
     if complaints:
@@ -226,28 +270,13 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
     if raw.get("dual_chunk_attention_config"):
         values["dual_chunk_attention_config"] = DualChunk(**raw["dual_chunk_attention_config"])
     values["torch_dtype"] = raw.get("torch_dtype") or "float32"
+    if raw.get("rope_scaling"):
+        trained = raw.get("max_position_embeddings", 32768)
+        said = {key: value for key, value in raw["rope_scaling"].items() if value is not None}
+        values["rope_scaling"] = RopeScaling(**{"original_max_position_embeddings": trained, **said})
     values["layer_types"] = layer_types(raw)
     values["sliding_window"] = raw.get("sliding_window", 4096) if sliding else None
     return Config(**values)
-
-
-def refuse_both(raw: dict) -> None:
-    """Two ways to long texts at once: ModelFilesError, and what to do.
-
-    YaRN slows the rotations down so that far looks near; Dual Chunk Attention needs distances up to chunk_size to look
-    as they did in training. Qwen2's "YaRN and DCA" is DCA with YaRN's temperature, and vLLM refuses the rest, too.
-    """
-    scaled = [
-        key
-        for key in ("rope_scaling", "rope_parameters")
-        if isinstance(raw.get(key), dict) and {raw[key].get("type"), raw[key].get("rope_type")} - {None, "default"}
-    ]
-    if scaled and raw.get("dual_chunk_attention_config"):
-        raise ModelFilesError(
-            f"{scaled[0]} and dual_chunk_attention_config would both stretch the context: chunks need distances that "
-            "look as in training, and the scaling changes them; leave one out. For YaRN's temperature with chunks, set "
-            "original_max_position_embeddings in dual_chunk_attention_config to the trained context"
-        )
 
 
 def modern_spelling(raw: dict) -> dict:
@@ -255,8 +284,10 @@ def modern_spelling(raw: dict) -> dict:
 
     >>> modern_spelling({"dtype": "bfloat16", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
     {'torch_dtype': 'bfloat16', 'rope_theta': 1000000.0}
+    >>> modern_spelling({"rope_scaling": {"type": "yarn", "factor": 4.0}})
+    {'rope_scaling': {'factor': 4.0}}
     """
-    raw = dict(raw)
+    raw, scaling = dict(raw), None
     if "dtype" in raw:
         raw.setdefault("torch_dtype", raw.pop("dtype"))
     for key in ("rope_scaling", "rope_parameters"):
@@ -266,18 +297,22 @@ def modern_spelling(raw: dict) -> dict:
         if not isinstance(rope, dict):
             raise ModelFilesError(f"{key} is {rope!r} but must be an object")
         kinds = {rope[name] for name in ("type", "rope_type") if isinstance(rope.get(name), str)}
-        unknown = sorted(set(rope) - {"type", "rope_type", "rope_theta"})
-        if kinds != {"default"} or unknown:
+        numbers = {name: value for name, value in rope.items() if name not in ("type", "rope_type", "rope_theta")}
+        if kinds == {"yarn"}:
+            if scaling not in (None, numbers):
+                raise ModelFilesError("rope_scaling and rope_parameters say different things; which is right?")
+            scaling = numbers
+        elif kinds != {"default"} or numbers:
             kind = ", ".join(sorted(kinds)) or "not named"
-            extra = f" with {', '.join(unknown)}" if unknown else ""
+            extra = f" with {', '.join(sorted(numbers))}" if numbers else ""
             raise ModelFilesError(
-                f"{key}: rope type {kind}{extra} is not supported yet, and ignoring it would change the result; "
-                "without the key the model runs at its trained length"
+                f"{key}: rope type {kind}{extra} is not supported, only yarn is, and ignoring it would change the "
+                "result; without the key the model runs at its trained length"
             )
         theta = rope.get("rope_theta", raw.get("rope_theta"))
         if theta is not None and raw.setdefault("rope_theta", theta) != theta:
             raise ModelFilesError(f"rope_theta is {raw['rope_theta']} but {key} says {theta}; which is right?")
-    return raw
+    return raw if scaling is None else {**raw, "rope_scaling": scaling}
 
 
 def complaints_by_field(raw: dict, ignore: tuple[str, ...]) -> list[str]:
@@ -311,6 +346,12 @@ def complaints_across_fields(raw: dict) -> list[str]:
         found.append("head_dim is odd, but RoPE rotates pairs")
     if raw.get("use_sliding_window") and raw.get("sliding_window", 4096) in (None, 0):
         found.append("use_sliding_window is true but sliding_window gives no width")
+    if scaling := raw.get("rope_scaling"):
+        trained = scaling.get("original_max_position_embeddings") or raw.get("max_position_embeddings", 32768)
+        if scaling["factor"] * trained > 2**24:
+            found.append(f"rope_scaling stretches {trained} tokens {scaling['factor']:g} times, beyond {2**24}")
+        if raw.get("rope_theta", 10000.0) <= 1:
+            found.append("rope_scaling needs a rope_theta above 1: with 1, all pairs turn alike")
     chunk = raw.get("dual_chunk_attention_config")
     trained = raw.get("max_position_embeddings", 32768)
     if chunk and chunk["chunk_size"] > trained:
@@ -318,6 +359,8 @@ def complaints_across_fields(raw: dict) -> list[str]:
             f"chunk_size of dual_chunk_attention_config is {chunk['chunk_size']}, but the model knows distances up to "
             f"{trained} only (max_position_embeddings)"
         )
+    if chunk and raw.get("rope_scaling"):
+        found.append(YARN_OR_CHUNKS)
     if chunk and raw.get("use_sliding_window"):
         found.append("dual_chunk_attention_config reaches over all of a text, use_sliding_window cuts it off; which?")
     types = raw.get("layer_types")
@@ -380,6 +423,10 @@ def to_json(config: Config) -> str:
     chunk = raw.pop("dual_chunk_attention_config")
     if chunk:
         raw["dual_chunk_attention_config"] = dict(chunk._asdict())
+    if config.rope_scaling:
+        raw["rope_scaling"] = written_scaling(config.rope_scaling)
+    else:
+        raw.pop("rope_scaling")
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]
     raw["hidden_act"] = "silu"
     raw["use_sliding_window"] = config.sliding_window is not None

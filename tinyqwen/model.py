@@ -33,9 +33,10 @@ def forward(backend, config, weights, step):
     (1, 30)
     """
     x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
-    chunk, angles = config.dual_chunk_attention_config, {"head_dim": config.head_dim, "theta": config.rope_theta}
-    if chunk is None:
-        tables = [rope_tables(backend, step.position_T, **angles)]
+    angles = {"head_dim": config.head_dim, "theta": config.rope_theta}
+    chunk = config.dual_chunk_attention_config
+    if chunk is None:  # NOTE: YaRN is static. With rope_scaling in the config, short texts change, too
+        tables = [rope_tables(backend, step.position_T, **angles, scaling=config.rope_scaling)]
     else:
         tables = dual_chunk_tables(backend, step.position_T, step.length_T, **angles, chunk=chunk)
 

@@ -49,15 +49,15 @@ def rope_neighbours(backend, x_TNK, cos_TKh, sin_TKh):
     return out_TNK
 
 
-def rope_bfloat16(backend, position_T, *, head_dim, theta):
+def rope_bfloat16(backend, position_T, *, head_dim, theta, scaling):
     exponent_Kh = np.arange(0, head_dim, 2) / head_dim
     angle_TKh = (position_T[:, None] * theta**-exponent_Kh).astype(ml_dtypes.bfloat16).astype(backend.dtype)
     return np.cos(angle_TKh), np.sin(angle_TKh)
 
 
-def decode_position(backend, position_T, *, head_dim, theta):
+def decode_position(backend, position_T, *, head_dim, theta, scaling):
     decoding = len(position_T) == 1
-    return rope_tables.definition(backend, position_T + decoding, head_dim=head_dim, theta=theta)
+    return rope_tables.definition(backend, position_T + decoding, head_dim=head_dim, theta=theta, scaling=scaling)
 
 
 # ---- norms, biases, residuals -------------------------------------------------------------------------------------

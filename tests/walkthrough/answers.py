@@ -110,4 +110,12 @@ dot = lambda w_i, x_i: (w_i.astype(np.int32) - 128) @ x_i.astype(np.int32)
 """,
         ("whole = v2", "T = 12", "dot = lambda w_i, x_i: (w_i - 128).astype(np.int32) @ x_i.astype(np.int32)"),
     ),
+    "13_yarn": Answers(
+        """
+tokens = 4 * 54_400  # on the stretched clock; beyond the 131,072 of the stretched context, where nobody looks
+first = 47
+too_small = 1 / m  # scores grow by m, not by m * m
+""",
+        ("tokens = 54_400", "first = 40", "too_small = 1 / m**2"),
+    ),
 }

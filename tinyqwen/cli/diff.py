@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     config, weights, ids, folder = subject(arguments)
-    if len(ids) + arguments.decode > config.max_position_embeddings:
+    if len(ids) + arguments.decode > config.context:
         raise UsageError(
             f"{len(ids)} tokens of prompt and {arguments.decode} decoded are more than the model's context of "
-            f"{config.max_position_embeddings}"
+            f"{config.context}"
         )
     a, b = (diff.make_side(name, config, weights, folder) for name in (arguments.a, arguments.b))
     report = diff.diff(a, b, ids, decode=arguments.decode, chunk=arguments.chunk, rtol=arguments.rtol)
