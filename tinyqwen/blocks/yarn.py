@@ -11,10 +11,11 @@ often has seen all angles, and tells neighbours apart, which slowing would blur:
 keys softmax gets flatter, which m, YaRN's temperature, mends. It is cheapest in the tables: longer cos and sin make
 longer queries and keys.
 
-Three traps that changed models unnoticed:
+Four traps that changed models unnoticed:
 * **Static.** Frequencies and m hold for every text, short ones too. A config without `rope_scaling` does better there.
 * **m** belongs to q and to k. An engine that forgets it, or takes it once, runs fluently and finds less.
 * **original** is the trained context, not the stretched one; from a wrong one follows another ramp.
+* **The line** runs over i, as in the authors' code and everywhere since; the text of the paper has it over turns.
 
 Qwen2 was trained at 32,768 and is published for 131,072 with factor 4: of the 64 pairs of a head of 128, the first 24
 stay, those from 40 on go at a quarter of their speed.
