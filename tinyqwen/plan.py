@@ -30,7 +30,7 @@ from tinyqwen.weights import Node, names_of, walk
 
 BYTES = {"f32": 4, "bf16": 2}  # of a number, where weights and cache are kept alike
 ROOMS = (8, 16, 24, 80)  # GB: the memories of graphics cards and laptops that people have
-ATTENTION = frozenset({"attention", "attention_part", "dual_chunk_attention"})
+ATTENTION = frozenset({"attention", "attention_part", "dual_chunk_attention", "sliding_window_attention"})
 OPENED = ATTENTION | {"route", "experts"}  # operations with a cost that have others inside
 
 
@@ -57,7 +57,7 @@ def on_shapes(config: Config, weights: Node, tokens: int, keys: int, *, opened=(
     """
     backend = Meta(opened=frozenset(opened))
     cache = KVCache(backend, config)
-    cache.reserve(keys)
+    cache.reserve(keys, step=tokens)
     cache.length = keys - tokens
     tracing = Tracing(backend, names_of(weights))
     forward(tracing, config, weights, make_step([([0] * tokens, cache)], lengths=[keys + (not logits)]))
@@ -119,6 +119,7 @@ class Memory(NamedTuple):
     activations   the most that a step's results take together, attention's inside left out; float32
     logits        one row over the vocabulary; float32
     scores        what attention takes more, where its scores are stored (as the definition does); fast kernels do not
+    windows       the part of `kv` that no longer grows with the context: sliding windows that are full
     """
 
     weights: int
@@ -126,6 +127,7 @@ class Memory(NamedTuple):
     activations: int
     logits: int
     scores: int
+    windows: int = 0
 
     @property
     def total(self) -> int:
@@ -134,7 +136,8 @@ class Memory(NamedTuple):
 
     def stored_in(self, itemsize: int) -> Memory:
         """The same with so many bytes a weight and a number in the cache (float32 has 4); the rest stays float32."""
-        return self._replace(weights=self.weights * itemsize // 4, kv=self.kv * itemsize // 4)
+        scaled = {name: getattr(self, name) * itemsize // 4 for name in ("weights", "kv", "windows")}
+        return self._replace(**scaled)
 
 
 def kv_bytes_per_token(config: Config, kv: str) -> int:
@@ -159,15 +162,18 @@ def memory(
     >>> one.kv // 2**20, one.stored_in(2).kv // 2**20                     # MiB: 24 KiB a token, and 12 in bf16
     (768, 384)
     """
-    weights, tokens = shape_weights(config, format, tables), min(chunk, context)
+    weights, tokens, cache = shape_weights(config, format, tables), min(chunk, context), KVCache(Meta(), config, kv)
+    kv_bytes = cache.bytes_at(context, tokens)
+    growth = cache.bytes_at(context + 1, tokens) - kv_bytes
     plain = on_shapes(config, weights, tokens, context, logits=False).peak_bytes
     stored = on_shapes(config, weights, tokens, context, opened=ATTENTION, logits=False).peak_bytes
     return Memory(
         sum(array.nbytes for _, array in walk(weights) if not isinstance(array, Node)),
-        kv_bytes_per_token(config, kv) * context,
+        kv_bytes,
         plain,
         4 * config.vocab_size,
         max(0, stored - plain),
+        kv_bytes - growth * context,
     )
 
 
@@ -182,8 +188,11 @@ def longest_context(one: Memory, context: int, room: int) -> int:
     >>> memory(config, fits).total <= 8 * 10**9 < memory(config, fits + 1).total
     True
     """
-    left = room - (one.total - one.kv)
-    return max(0, left * context // one.kv)
+    growing = one.kv - one.windows
+    left = room - (one.total - growing)
+    if not growing:  # every layer slides: this context, and any other
+        return context if left >= 0 else 0
+    return max(0, left * context // growing)
 
 
 # ---- positions ----

@@ -21,7 +21,7 @@ from tinyqwen.config_json import read_config
 from tinyqwen.context import check_context, check_memory, check_prompt, stretched
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.formats import weight_bytes
-from tinyqwen.generate import Event, Running, generate
+from tinyqwen.generate import CHUNK, Event, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
 from tinyqwen.prepare import prepare
@@ -90,9 +90,8 @@ class Runtime:
         if strangers := [token for token in ids if not 0 <= token < self.config.vocab_size]:
             raise UsageError(f"id {strangers[0]} is not in the model's vocabulary of {self.config.vocab_size}")
         check_prompt(self.config, self.context, len(ids))
-        per_token = self.cache().bytes_per_token
-        if per_token * len(ids) > 2**28:
-            needed = per_token * (len(ids) + (max_new_tokens or 0))
+        needed = self.cache().bytes_at(len(ids) + (max_new_tokens or 0), CHUNK)
+        if needed > 2**28:
             hint = "shorten the prompt" + (", or take --kv-dtype int8" if self.kv_format != "int8" else "")
             require(needed, f"the KV cache of {len(ids)} tokens in {self.kv_format}", hint)
         return Running(

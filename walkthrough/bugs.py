@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from backends import Backend
-from tinyqwen.blocks.attention import attention, softmax, visible
+from tinyqwen.blocks.attention import attention, scores, softmax, visible
 from tinyqwen.blocks.linear import add, linear
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
@@ -94,15 +94,16 @@ def heads_modulo(backend, q_THK, keys, values, *, spans, window=None):
     return out_THK.reshape(T, G, H // G, K).swapaxes(1, 2).reshape(T, H, K)
 
 
-def sees_next(backend, q_GRTK, k_GSK, *, window=None):
+def sees_next(backend, q_GRTK, k_GSK, *, window=None, past=None):
     (_, _, T, K), S = q_GRTK.shape, k_GSK.shape[1]
+    past = S - T if past is None else past
     scores_GRTS = (q_GRTK * K**-0.5) @ k_GSK[:, None].swapaxes(2, 3)
-    sees_TS = visible(np, T, S + 1, window and window + 1)[:, :S]  # as if each query were one token later
+    sees_TS = visible(np, T, S, window and window + 1, past + 1)  # as if each query were one token later
     return np.where(sees_TS, scores_GRTS, -np.inf).astype(q_GRTK.dtype)
 
 
-def window_plus_one(backend, q_THK, keys, values, *, spans, window=None):
-    return attention.definition(backend, q_THK, keys, values, spans=spans, window=window and window + 1)
+def window_plus_one(backend, q_GRTK, k_GSK, *, window=None, past=None):
+    return scores.definition(backend, q_GRTK, k_GSK, window=window and window + 1, past=past)
 
 
 # ---- feed-forward and experts -------------------------------------------------------------------------------------
@@ -134,9 +135,7 @@ BUGS = {
     "residual-after-norm": Bug("the norm's result took the place of the stream", "decoder_layer", residual_after_norm),
     "heads-modulo": Bug("KV heads were tiled (0 1 0 1) instead of repeated (0 0 1 1)", "attention", heads_modulo),
     "sees-next": Bug("triu(2) for triu(1): every prompt token saw the next one", "scores", sees_next),
-    "window-plus-one": Bug(
-        "a window of W keys and the query itself, instead of W in all", "attention", window_plus_one
-    ),
+    "window-plus-one": Bug("a window of W keys and the query itself, instead of W in all", "scores", window_plus_one),
     "gate-up-swapped": Bug("a fused gate_up matrix was cut the other way round", "swiglu", gate_up_swapped),
     "softmax-after-top-k": Bug("Mixtral's router was taken over for Qwen2-MoE", "route", softmax_after_top_k),
     "no-shared-gate": Bug("the shared expert was simply added", "sigmoid_gate", no_shared_gate),

@@ -33,6 +33,7 @@ from tinyqwen.blocks import (
     rms_norm,
     rope,
     self_attention,
+    sliding_window,
     swiglu,
 )
 from tinyqwen.config import DualChunk
@@ -44,7 +45,7 @@ from tinyqwen.weights import Node, count_parameters, fill, tensor_shapes, tree
 
 BLOCKS = (
     attention, attention_parts, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope, self_attention,
-    swiglu, tinyqwen.kv_cache,
+    sliding_window, swiglu, tinyqwen.kv_cache,
 )  # fmt: skip
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
 KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
@@ -79,6 +80,13 @@ def run_both_phases(backend, config):
     return forward(backend, config, weights, make_step([([1], caches[0]), ([2], caches[1])]))
 
 
+def run_in_steps(backend, config):
+    """A text in pieces, so long that windows go round."""
+    weights, cache, ids = small_weights(config, backend), KVCache(backend, config), tokens(config, 16)
+    for start in range(0, 16, 4):
+        logits_of(backend, config, weights, ids[start : start + 4], cache)
+
+
 def test_nested_operations_pass_through_the_door(backend):
     """A watcher sees the whole tree, down to the softmax inside attention inside self_attention inside a layer."""
     config = moe_config()
@@ -96,7 +104,7 @@ def test_nested_operations_pass_through_the_door(backend):
 def test_every_operation_is_some_models(backend):
     watching = Recording(backend)
     for config in KINDS.values():
-        run_both_phases(watching, config)
+        run_in_steps(watching, config)
     assert {name for name, _ in watching.seen} | (INSIDE if backend.bodies else set()) == set(OPERATIONS)
 
 
@@ -214,7 +222,7 @@ def plan(config, new, past=0, all_logits=False):
     shapes = ShapesOnly(Backend(np))
     tensors = fill(config, lambda name, shape: shape_only(shape))
     cache = KVCache(shapes, config)
-    cache.reserve(past + new)
+    cache.reserve(past + new, step=max(new, min(past, 6)))
     cache.length = past
     step = make_step([([0] * new, cache)], all_logits=all_logits)
     return shapes, tensors, forward(shapes, config, tree(tensors), step)
@@ -250,6 +258,7 @@ def test_every_cost_foretells_shape_and_type_of_the_result(backend):
     for config in KINDS.values():
         checking = Checking(backend)
         run_both_phases(checking, config)
+        run_in_steps(checking, config)
         logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
         checked |= checking.checked
     inside = INSIDE if backend.bodies else set()

@@ -26,7 +26,7 @@ def test_weights_and_cache_are_what_a_real_run_allocates_to_the_byte(name):
     config = CONFIGS[name]
     tensors = random_weights(config)
     cache = KVCache(backends.get("numpy"), config)
-    cache.reserve(512)  # a capacity that doubling hits exactly; between them there is room to spare
+    cache.reserve(512, step=256)  # a capacity that doubling hits exactly; between them there is room to spare
     planned = memory(config, 512)
     assert planned.weights == sum(tensor.nbytes for tensor in tensors.values())
     assert planned.kv == cache.nbytes

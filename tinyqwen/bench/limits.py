@@ -81,7 +81,7 @@ def work(config: Config, dtype: str, kv: str, tokens: int, depth: int = 0, seque
     backend, weights, caches = Meta(), shape_weights(config, dtype), []
     for _ in range(sequences):
         cache = KVCache(backend, config)
-        cache.reserve(depth + tokens)
+        cache.reserve(depth + tokens, step=tokens)
         cache.length = depth
         caches.append(cache)
     tracing = Tracing(backend, names_of(weights))

@@ -16,6 +16,7 @@ from tinyqwen.blocks.attention import attention
 from tinyqwen.blocks.dual_chunk import dual_chunk_attention
 from tinyqwen.blocks.linear import linear
 from tinyqwen.blocks.rope import rope
+from tinyqwen.blocks.sliding_window import attend_in_window
 from tinyqwen.kv_cache import update_cache
 
 
@@ -35,12 +36,14 @@ def self_attention(backend, x_TD, weights, tables, *, config, step, layer):
     queries = [rope(backend, q_THK, cos_TKh, sin_TKh) for cos_TKh, sin_TKh in tables]
     k_TGK = rope(backend, k_TGK, *tables[0])
 
-    keys, values = update_cache(backend, k_TGK, v_TGK, spans=step.spans, layer=layer)
-    chunk = config.dual_chunk_attention_config
+    chunk, window = config.dual_chunk_attention_config, config.window(layer)
+    keys, values = update_cache(backend, k_TGK, v_TGK, spans=step.spans, layer=layer, window=window)
     if chunk is not None:
         out_THK = dual_chunk_attention(backend, queries, keys, values, spans=step.spans, chunk=chunk)
+    elif window is not None:
+        out_THK = attend_in_window(backend, *queries, keys, values, spans=step.spans, window=window)
     else:
-        out_THK = attention(backend, *queries, keys, values, spans=step.spans, window=config.window(layer))
+        out_THK = attention(backend, *queries, keys, values, spans=step.spans)
     return linear(backend, out_THK.reshape(T, H * K), weights.o_proj.weight)
 
 

@@ -171,7 +171,7 @@ def print_report(console, report: Report, tokens: int | None = None, *, every: b
             numbers = [each.max_abs, each.max_rel, *([] if narrow else [each.rms])]
             over = not each.max_rel <= report.rtol
             mark = f"<- {report.verdict}" if row.here else "beyond" if over else ""
-            cells = [f"  {row.label}", shape(each, narrow), *(f"{number:.1e}" for number in numbers), mark]
+            cells = [f"  {short(row.label)}", shape(each, narrow), *(f"{number:.1e}" for number in numbers), mark]
             table.add_row(*(Text(cell) for cell in cells), style="bold" if row.here else None)
     console.print(table)
     if alone := len({each.split(", ")[1] for each in [*found.only_a, *found.only_b]}):
@@ -220,6 +220,16 @@ def worst(places: Iterable[Difference], here: str | None) -> Difference:
 
 def within(row: Row, report: Report) -> bool:
     return row.worst.max_rel <= report.rtol
+
+
+def short(label: str) -> str:
+    """A place in some 40 letters: of a long one, what lies between the block and the operation is left out.
+
+    >>> short("layers.3.self_attn.sliding_window_attention.attention_part.softmax_part")
+    'layers.3.self_attn .. softmax_part'
+    """
+    parts = label.split(".")
+    return label if len(label) <= 40 else f"{'.'.join(parts[:3])} .. {parts[-1]}"
 
 
 def shape(each: Difference, narrow: bool) -> str:

@@ -66,12 +66,12 @@ class Model:
 
     def decode(self, depth: int, tokens: int, sequences: int) -> list[float]:
         caches = self.caches.get((depth, sequences))
-        if caches is None:
+        if caches is None or not all(cache.keeps(depth) for cache in caches):  # sliding windows cannot go far back
             caches = self.new_caches(sequences)
             if depth:
                 self.feed(caches, some_ids(self.config.vocab_size, sequences, depth))
             for cache in caches:
-                cache.reserve(depth + tokens)
+                cache.reserve(depth + tokens, step=1)
             self.caches[depth, sequences] = caches
         for cache in caches:
             cache.length = depth  # forget what an earlier round decoded
