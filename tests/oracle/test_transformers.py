@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from tests.helpers import CONFIGS, Recording, assert_close, greedy, host, logits_of, tokens
+from tests.helpers import CONFIGS, Recording, assert_close, greedy, host, logits_of, tokens, window_config
 from tests.oracle.reference import (
     CASES,
     GAP,
@@ -17,6 +18,7 @@ from tests.oracle.reference import (
     transformers_outputs,
 )  # fmt: skip
 from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
+from tinyqwen.config import FULL, SLIDING
 from tinyqwen.config_json import parse_config, to_json
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -71,6 +73,16 @@ def test_greedy_text_is_equal(backend, reference, case):
     assert theirs["gap"] > GAP, "a near tie: choose another seed in CASES"
     assert len(set(theirs["greedy"].tolist())) > 12, "a text that repeats itself proves little: choose another seed"
     assert greedy(backend, config, on(backend, tensors), ids, 64) == theirs["greedy"].tolist()
+
+
+@pytest.mark.parametrize("cuts", [[0, 70], [0, 5, 6, 7, 20, 33, *range(34, 71)]], ids=["at once", "in pieces"])
+def test_a_window_goes_round_as_theirs_does(backend, cuts):
+    """70 tokens past a window of 8, layer by layer as layer_types says; our ring in pieces, their mask at once."""
+    config = window_config(sliding_window=8, layer_types=(SLIDING, FULL, SLIDING))
+    tensors, ids = sharp_weights(config, 4), tokens(config, 70)
+    theirs, cache = transformers_outputs(transformers_model(config, tensors), ids), KVCache(backend, config)
+    parts = [logits_of(backend, config, on(backend, tensors), ids[i:j], cache) for i, j in pairwise(cuts)]
+    assert_close(np.concatenate(parts), theirs["logits"], NOISE)
 
 
 def test_a_wrong_model_would_be_noticed(reference):
