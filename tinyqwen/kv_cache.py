@@ -71,8 +71,8 @@ class KVCache:
     def length(self, length: int) -> None:
         if length < self._length and not self.keeps(length):
             raise ValueError(
-                f"the cache has {self._length} tokens, and its windows reach back to {self._held} only: it cannot "
-                f"forget all but {length}; set its length to 0 and read the text again"
+                f"the cache cannot go back from {self._length} tokens to {length}: its windows hold tokens from "
+                f"{self._held} on, and those before are gone; set its length to 0 and read the text again"
             )
         self._length = length
         if length == 0:
