@@ -69,7 +69,7 @@ class KVCache:
 
     @length.setter
     def length(self, length: int) -> None:
-        if length < self._length and not self.keeps(length):
+        if self._window is not None and length < self._length and not self.keeps(length):
             raise ValueError(
                 f"the cache cannot go back from {self._length} tokens to {length}: its windows hold tokens from "
                 f"{self._held} on, and those before are gone; set its length to 0 and read the text again"
