@@ -110,25 +110,24 @@ class KVCache:
         """
         longest = max(self._longest_step, length - self._length if step is None else step)
         if length > self.capacity or longest > self._longest_step:
-            self._longest_step = longest
-            self._grow(length)
+            self._grow(length, longest)
         if step is None and self._window is not None:  # what comes will be written over the oldest
             self._held = max(self._held, length - (self._window - 1 + longest))
 
-    def _grow(self, length: int) -> None:
-        if length > self.capacity:
-            self.capacity = max(256, 2 * self.capacity)
-            while self.capacity < length:
-                self.capacity *= 2
+    def _grow(self, length: int, longest: int) -> None:
+        capacity = max(256, self.capacity)
+        while capacity < length:
+            capacity *= 2
         pair, G, K = self._shape
         for layer, window in enumerate(self.windows):
-            old_2GSK, slots = self.layers[layer], slots_for(window, self.capacity, self._longest_step)
+            old_2GSK, slots = self.layers[layer], slots_for(window, capacity, longest)
             if old_2GSK is None or old_2GSK.shape[2] < slots:
                 new_2GNK = room(self.backend, (pair, G, slots, K), self.format)
                 first = 0 if window is None else self._held
                 if self._length > first:
                     move(old_2GSK, new_2GNK, first, self._length)
                 self.layers[layer] = new_2GNK
+        self.capacity, self._longest_step = capacity, longest  # at the end: memory may give out before
 
     def stretches(self, layer: int, start: int, stop: int) -> list:
         """The memory of positions start .. stop - 1, in order: one view kv_2GSK, or two where slots begin anew."""

@@ -128,6 +128,35 @@ def test_a_step_that_fails_while_the_ring_goes_round_has_not_happened(backend):
     assert_close(np.concatenate(parts), expected_NV[19:], NOISE)
 
 
+class Poor(Backend):
+    """Has memory for so many arrays."""
+
+    left = 10**9
+
+    def empty(self, shape, dtype=None):
+        if not self.left:
+            raise MemoryError
+        self.left -= 1
+        return super().empty(shape, dtype)
+
+
+@pytest.mark.parametrize("rich", [0, 1, 2])
+def test_where_memory_gives_out_nothing_is_lost(rich):
+    """Growing fails at some layer; smaller steps go on as if nobody had asked."""
+    backend, config = Poor(), config_of(300)
+    weights, ids = small_weights(config), tokens(config, 280)
+    cache, expected_NV = KVCache(backend, config), logits_of(backend, config, weights, ids)
+    parts = [logits_of(backend, config, weights, ids[:240], cache)]
+    backend.left = rich
+    with pytest.raises(MemoryError):
+        cache.reserve(280)
+    assert cache.length == 240 and cache.capacity == 256
+    parts.append(logits_of(backend, config, weights, ids[240:250], cache))
+    backend.left = 10**9
+    parts.append(logits_of(backend, config, weights, ids[250:], cache))
+    assert_close(np.concatenate(parts), expected_NV, NOISE)
+
+
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 
