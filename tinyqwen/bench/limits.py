@@ -88,9 +88,10 @@ def work(config: Config, dtype: str, kv: str, tokens: int, depth: int = 0, seque
     forward(tracing, config, weights, make_step([([0] * tokens, cache) for cache in caches]))
     spans = closed(tracing.spans)
     per_token = KV_BYTES[kv] * config.kv_values_per_token
+    read = cache.bytes_at(depth + tokens, tokens) / cache.bytes_per_token  # tokens; sliding windows hold fewer
     return Work(
         tokens * sequences,
         sum(span.weights for span in spans),
-        per_token * sequences * (depth + 2 * tokens),  # all read once, the new ones written, too
+        per_token * sequences * (read + tokens),  # all that is seen is read once, the new ones are written, too
         sum(span.cost.flops for span in spans if span.cost),
     )
