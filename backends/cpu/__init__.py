@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from backends.cpu.attention import attention_for
+from backends.cpu.attention_part import attention_part_for
 from backends.cpu.by_likelihood import by_likelihood
 from backends.cpu.decoder_layer import decoder_layer_for
 from backends.cpu.experts import experts
 from backends.cpu.features import detected
 from backends.cpu.likeliest import likeliest
 from backends.cpu.linear import linear_for
+from backends.cpu.merge_parts import merge_parts
 from backends.cpu.rms_norm import rms_norm
 from backends.cpu.rope import rope
 from backends.cpu.route import route
@@ -33,9 +35,10 @@ from backends.interface import Backend, Operation
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
-    made = attention_for(features), decoder_layer_for(features), linear_for(features)
+    made = attention_for(features), attention_part_for(features), decoder_layer_for(features), linear_for(features)
     bodies = (
-        *made, by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows, update_cache
+        *made, by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
+        update_cache,
     )  # fmt: skip
     return {body.__name__: body for body in bodies}
 
@@ -48,7 +51,7 @@ class Cpu(Backend):
 
     >>> import backends; cpu = backends.get("cpu", threads=1)
     >>> cpu, sorted(cpu.bodies)[:3]
-    (<backend cpu: float32, 1 thread>, ['attention', 'by_likelihood', 'experts'])
+    (<backend cpu: float32, 1 thread>, ['attention', 'attention_part', 'by_likelihood'])
 
     Errors: ValueError for features that this processor lacks, and for more threads than it has cores.
     """
