@@ -15,7 +15,10 @@ speed. Beside int4 each byte that is read gives twice the arithmetic, and 16 bit
     v2  widened            to float32, then multiplied: what runs      14.4 /  7.6
                            where there is no VNNI
     v3  whole numbers      AVX512-VNNI, scaled once a group            24.2 / 22.3
-    v4  a token in 8 bits                                                     PLACE
+
+                                                                      two cores, all layers of the 0.5B in int4
+    v3  a token in 16 bits                                             27.0
+    v4  in 8 bits                                                      30.6
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ system reads the pages that are used. All others are read with ordinary reads, p
 quantised straight into their place in the result: besides the result, memory holds a piece (some MB) per thread.
 
 A copy in pages of 2 MB (`large_pages.py`) is read faster than a mapped file, whose pages have 4 KB: a token of the 0.5B
-decodes in PLACEHOLDER ms. So whoever decodes much asks for the copy, and has it 0.3 s later.
+takes 15.2 ms instead of 17.2 in int8, 36.9 instead of 38.7 in bf16. `moving.py` makes it while the model works.
 
 Widening bf16 to float32 is a shift by 16 bits, so it is exact and as fast as memory. Measured with 2 cores, Qwen2-0.5B
 in bf16 (988 MB, in the file cache): 0.3 s, against 0.4 s for filling the 1.98 GB of the result with zeros. Quantising
