@@ -6,14 +6,16 @@
     loss   = E * sum over e of f[e] P[e]                        A experts a token: A at balance, up to E at worst
     d loss / d logits[n, e] = E / N * p[n, e] (f[e] - sum over e' of f[e'] p[n, e'])
 
-f counts, and has no slope; so the loss pushes down the probability of what was chosen often. It is added to the loss of
-the text with a small coefficient (`router_aux_loss_coef`, 0.001). All layers are pooled, as transformers does it, so that
-one layer's imbalance can cancel another's.
+f counts, and has no slope; so the loss pushes down the probability of what was chosen often. It is added to the loss
+of the text with a small coefficient (`router_aux_loss_coef`, 0.001). All layers are pooled, as transformers does it, so
+that one layer's imbalance can cancel another's.
 
 Source: Fedus et al. 2021, "Switch Transformers", equations 4 to 6; transformers, qwen2_moe, load_balancing_loss_func.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from backends.interface import Backend, Operation, Wrapper
 from tinyqwen.blocks.attention import softmax
@@ -40,7 +42,8 @@ class Balanced(Wrapper):
     def clear(self) -> None:
         """Forget the routers seen: a new step begins."""
         self.rows, self.watching = 0, True
-        self.chosen_E = self.probability_E = 0.0
+        self.chosen_E: Any = 0  # sums over the rows
+        self.probability_E: Any = 0
 
     def loss(self) -> float:
         """The loss of all routers seen. From now on, until `clear`, they may run again and are not counted twice."""

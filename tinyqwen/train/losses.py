@@ -19,7 +19,7 @@ def cross_entropy(log_p_N, weight_N=None):
 
     >>> loss, coefficient_N = cross_entropy(np.log([0.5, 0.25]), np.array([1, 0]))
     >>> round(loss, 4), coefficient_N
-    (0.6931, array([-1.,  0.]))
+    (0.6931, array([-1., -0.]))
     """
     weight_N = np.ones_like(log_p_N) if weight_N is None else weight_N
     coefficient_N = (weight_N / -weight_N.sum()).astype(log_p_N.dtype)
