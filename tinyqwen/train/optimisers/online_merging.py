@@ -1,4 +1,4 @@
-"""The Online Merging Optimizer: each step is merged with what fine-tuning had changed, so that alignment costs less skill.
+"""The Online Merging Optimizer: each step merges with what fine-tuning had changed, so that alignment costs less skill.
 
     tau     = theta_sft - theta_base                the task vector: what was learnt before alignment began
     delta   = Adam's step
@@ -6,7 +6,7 @@
 
     OnDARE  F keeps each number with probability p              (1-a) F(delta) + a F(tau)
     OnTIES  F keeps the fraction p of largest magnitude         x = (1-a) F(delta), y = a F(tau):
-                                                                x + y where their signs agree, else the larger of the two
+                                                                x + y where their signs agree, else the larger one
 
 Merging the *models* after each step would merge the past again and again; the paper relaxes this to merging the step.
 Note that a tau pushes along base -> SFT and beyond SFT; it does not pull back to it. Over T steps that is T a tau.
@@ -35,9 +35,7 @@ def task_vector(finetuned: Mapping[str, Any], base: Mapping[str, Any]) -> dict[s
     """
     for name in finetuned.keys() | base.keys():
         if name not in finetuned or name not in base or finetuned[name].shape != base[name].shape:
-            raise ValueError(
-                f"{name} is not in both models in one shape: tau = fine-tuned - base needs a common origin"
-            )
+            raise ValueError(f"{name} is not in both models in one shape: they need a common origin")
     return {name: finetuned[name] - base[name] for name in finetuned}
 
 
@@ -50,7 +48,7 @@ def on_dare(
 
     >>> merge = on_dare({"x": np.float32([8, 8, 8, 8])}, np.random.default_rng(1), keep=0.5, alpha=0.25)
     >>> merge("x", np.float32([4, 4, 4, 4]))                  # 3/4 of delta, 1/4 of tau, where they are kept
-    array([0., 5., 3., 2.], dtype=float32)
+    array([5., 2., 0., 0.], dtype=float32)
     """
     scale = 1 / keep if rescale else 1
 
