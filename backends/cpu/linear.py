@@ -1,7 +1,7 @@
 """`linear` on this processor: which of the kernels multiplies.
 
               one token              several tokens
-    f32       matrix_vector          matrix_matrix, in float32
+    f32       matrix_vector          matrix_matrix, in float32; panels, if there are many more tokens than outputs
     bf16      matrix_vector          matrix_matrix, in pairs of bfloat16 where the processor multiplies those
     int8      matrix_quantised       matrix_quantised, tokens rounded to 8 bits
     int4      (tokens in 16 bits)    the same
@@ -17,6 +17,7 @@ import numpy as np
 from backends.cpu.matrix_matrix import matrix_matrix
 from backends.cpu.matrix_quantised import matrix_quantised
 from backends.cpu.matrix_vector import matrix_vector
+from backends.cpu.panels import times
 from backends.cpu.rows import plain
 from backends.cpu.simd import LANES
 from backends.quantised import Quantised
@@ -41,6 +42,8 @@ def linear_for(features: frozenset[str]):
             return y_TO
         if not weight_OI.flags.c_contiguous:
             weight_OI = np.ascontiguousarray(weight_OI)
+        if T > 4 * O and weight_OI.dtype == np.float32 and O % LANES == I % LANES == 0:  # as in training
+            return times(x_TI, weight_OI.T, bias_O if bias_O.size else None)
         is_bf16 = weight_OI.dtype == BFLOAT16
         if is_bf16:
             weight_OI = weight_OI.view(np.uint16)
