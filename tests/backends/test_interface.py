@@ -10,14 +10,14 @@ import pytest
 import tinyqwen.kv_cache
 from backends import Backend, Cost, Operation, Wrapper, get, nbytes, shape_only
 from tests.helpers import CONFIGS, Recording, assert_close, host, logits_of, moe_config, small_weights, tokens
-from tinyqwen.blocks import attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu
+from tinyqwen.blocks import attention, cross_entropy, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
 from tinyqwen.weights import count_parameters, fill, tensor_shapes, tree
 
-BLOCKS = (attention, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu, tinyqwen.kv_cache)
+BLOCKS = (attention, cross_entropy, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu, tinyqwen.kv_cache)
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
 
 
@@ -61,7 +61,7 @@ def test_nested_operations_pass_through_the_door(backend):
         per_sequence = 2 * 2 * config.num_hidden_layers  # steps, sequences, layers
         assert names.count("scores") == names.count("mix") == per_sequence
         assert names.count("softmax") == per_sequence + names.count("route")
-        assert set(names) == set(OPERATIONS)
+        assert set(names) == set(OPERATIONS) - {"log_probability"}
 
 
 def test_wrappers_stack_in_either_order(backend):
@@ -214,7 +214,8 @@ def test_every_cost_foretells_shape_and_type_of_the_result(backend):
     for config in CONFIGS.values():
         checking = Checking(backend)
         run_both_phases(checking, config)
-        logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
+        logits_NV = logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
+        cross_entropy.log_probability(checking, logits_NV, np.arange(7))  # as training does
         checked |= checking.checked
     inside = {"scores", "softmax", "mix"} if "attention" in backend.bodies else set()  # of the definition: not a body's
     assert checked == {name for name, each in OPERATIONS.items() if each.cost_of} - inside

@@ -110,4 +110,12 @@ dot = lambda w_i, x_i: (w_i.astype(np.int32) - 128) @ x_i.astype(np.int32)
 """,
         ("whole = v2", "T = 12", "dot = lambda w_i, x_i: (w_i - 128).astype(np.int32) @ x_i.astype(np.int32)"),
     ),
+    "16_a_gradient_by_hand": Answers(
+        """
+answer = [1 - 1 / 5] + 4 * [-1 / 5]
+times = 4
+square_gradient = lambda d_out, x: d_out * 2 * x
+""",
+        ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
+    ),
 }

@@ -99,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             if state.step % arguments.save_every == 0 or state.step == settings.steps:
                 folder = saved.save(arguments.out, source, config, tensors, state, settings, chunks.digest)
                 display.say(f"{folder}: saved")
+    if not (arguments.quiet or arguments.json):
+        print(f"python -m tinyqwen chat --model {saved.found(arguments.out)[-1]}")
     return 0
 
 
