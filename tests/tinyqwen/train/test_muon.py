@@ -30,7 +30,7 @@ def test_directions_stay_and_lengths_become_one(seed, rows, columns, scale):
 
 
 def test_a_step():
-    """The first one goes the gradient's way, turned to lengths of about 1, twice as far for it is four times as tall."""
+    """The first goes the gradient's way, turned to lengths of about 1, twice as far as it is four times as tall."""
     parameters, gradients = {"x": np.zeros((8, 2), np.float32)}, {"x": normal(1, 8, 2)}
     momenta = {"x": np.zeros((8, 2), np.float32)}
     muon(NUMPY, parameters, gradients, momenta, lr=0.5)
