@@ -92,7 +92,8 @@ class Backend:
     name     as on the command line
     xp       the array module: numpy or cupy
     dtype    the floating point type of activations; float32, or float64 to tell noise from a bug
-    bodies   faster bodies by operation name, each with its definition's signature
+    bodies   faster bodies by operation name, each with its definition's signature; one that answers NotImplemented
+             leaves this call to the definition
     dtypes   what `dtype` may be: the definitions compute in both, bodies may be made for one
 
     >>> double = Operation(lambda backend, x: backend.xp.add(x, x))
@@ -109,9 +110,16 @@ class Backend:
         self.dtype = np.dtype(dtype)
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
-        """Run one operation. `door` is the outermost wrapper: operations inside this one must pass through it too."""
-        body = self.bodies.get(operation.name, operation.definition)
-        return body(door or self, *arrays, **settings)
+        """Run one operation. `door` is the outermost wrapper: operations inside this one must pass through it too.
+
+        So where there is a wrapper, a composite runs by its definition: a body that does it as one has no inside.
+        """
+        body = self.bodies.get(operation.name)
+        if body and not (door and operation.cost_of is None):
+            out = body(door or self, *arrays, **settings)
+            if out is not NotImplemented:
+                return out
+        return operation.definition(door or self, *arrays, **settings)
 
     def empty(self, shape: tuple[int, ...], dtype=None):
         """An uninitialised array in this backend's memory; caches live in these."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -54,15 +55,18 @@ class Quantised:
     ndim = 2
 
     def __init__(self, bits: int, shape: tuple[int, int], values: np.ndarray, scales: np.ndarray):
-        self.bits, self.shape, self.values, self.scales = bits, tuple(shape), values, scales
+        self.bits, self.shape, self.values, self.scales = bits, (shape[0], shape[1]), values, scales
         expected = stored_shapes(bits, self.shape)
         if (values.shape, scales.shape) != expected:
             raise ValueError(f"values and scales are {values.shape}, {scales.shape}; {shape} needs {expected}")
 
     @functools.cached_property
     def lanes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same bytes as kernels take them: values_PQr, the four bytes B as one int32, and scales_PGr as uint16."""
-        return self.values.view(np.int32)[..., 0], self.scales.view(np.uint16)
+        """The same bytes as kernels take them: values_PQr, the four bytes B as one number, and scales_PGr as uint16.
+
+        Kernels are compiled for types, so these say what is inside: int32 is four int8, uint32 is eight int4.
+        """
+        return self.values.view(np.int32 if self.bits == 8 else np.uint32)[..., 0], self.scales.view(np.uint16)
 
     @property
     def dtype(self) -> str:
@@ -110,10 +114,10 @@ class Quantised:
         return out_OI
 
 
-def empty(bits: int, shape: tuple[int, int]) -> Quantised:
-    """An uninitialised matrix, to be filled by `quantise(..., out=...)`."""
+def empty(bits: int, shape: tuple[int, int], room: Callable = np.empty) -> Quantised:
+    """An uninitialised matrix, to be filled by `quantise(..., out=...)`, in memory from `room(shape, dtype)`."""
     values, scales = stored_shapes(bits, shape)
-    return Quantised(bits, shape, np.empty(values, np.uint8), np.empty(scales, ml_dtypes.bfloat16))
+    return Quantised(bits, shape, room(values, np.dtype(np.uint8)), room(scales, np.dtype(ml_dtypes.bfloat16)))
 
 
 def stored_shapes(bits: int, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -46,11 +46,12 @@ def prepare(
     tiny, real = small(config), {kind(path): array for path, array in walk(weights)}
     tiny_weights = tree(fill(tiny, lambda name, shape: like(real[kind(name.removeprefix("model."))], shape)))
     with announced(compiling or (lambda name: None)):
-        cache = make_cache(backend, tiny)
-        # Large chunks, a few tokens, one; and at the end enough keys that attention shares them out, too. The logits of
-        # all tokens, because several sequences want several rows.
-        for ids in ([0] * CHUNK, [0] * CHUNK, [0] * 3, [0]):
-            logits_NV = forward(backend, tiny, tiny_weights, make_step([(ids, cache)], all_logits=True))
+        cache, other = make_cache(backend, tiny), make_cache(backend, tiny)
+        # Large chunks, a few tokens, one, with enough keys that attention shares them out, too; and one of each of two
+        # sequences. The logits of all tokens, because several sequences want several rows.
+        one = [([0], cache)]
+        for parts in ([([0] * CHUNK, cache)], [([0] * CHUNK, cache)], [([0] * 3, cache)], one, [*one, ([0], other)]):
+            logits_NV = forward(backend, tiny, tiny_weights, make_step(parts, all_logits=True))
         sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
 
 

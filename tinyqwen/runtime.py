@@ -9,6 +9,7 @@ for _, token in runtime.generate([running]):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def load(
     dtype: str = "auto",
     tables: str | None = None,
     keep: bool = True,
+    mapped: bool | None = None,
     kv_dtype: str = "auto",
     context: int | None = None,
     ignore_config: tuple[str, ...] = (),
@@ -144,7 +146,7 @@ def load(
     backend         a name of `backends.NAMES`
     threads         of the cpu backend; default: the cores that this process may use
     dtype           the weights' format: f32, bf16, int8, int4; auto: as stored, but on numpy, which has no kernels for
-                    other types, f32. tables, keep: as of `open_checkpoint`
+                    other types, f32. tables, keep, mapped: as of `open_checkpoint`; definitions take mapped files
     kv_dtype        the caches' format: f32, bf16, int8; auto: see `cache_format`
     context         at most so many tokens, prompt and answer together; default: max_position_embeddings
     ignore_config   keys of config.json to accept although their effect is unknown
@@ -163,11 +165,13 @@ def load(
         if context is not None and not 1 <= context <= config.max_position_embeddings:
             raise UsageError(f"--context must be from 1 to {config.max_position_embeddings}, is {context}")
         check_room(config, dtype, backend, tables)
-    checkpoint = open_checkpoint(
-        folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
-        progress=progress,
-    )  # fmt: skip
-    tokenizer = Tokenizer(folder)
+    with ThreadPoolExecutor(1) as beside:  # 0.7 s for the tokenizer, in which the weights are read
+        tokenizer_to_be = beside.submit(Tokenizer, folder)
+        checkpoint = open_checkpoint(
+            folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
+            mapped=mapped if computes.bodies else True, progress=progress,
+        )  # fmt: skip
+        tokenizer = tokenizer_to_be.result()
     if tokenizer.size > checkpoint.config.vocab_size:
         raise ModelFilesError(
             f"{folder / 'tokenizer.json'}: has ids up to {tokenizer.size - 1}, but the model has "

@@ -14,7 +14,6 @@ Source: tokenizer.json of Qwen2; transformers, models/qwen2/tokenization_qwen2.p
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,13 +34,13 @@ class Tokenizer:
     def __init__(self, folder: Path | str):
         path = Path(folder) / "tokenizer.json"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            for token in raw["added_tokens"]:
-                token["special"] = True  # tool-call tags, too: text must not be able to spell them
-            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(raw))
+            # Tool-call tags are special, too: text must not be able to spell them. In strings quotes are escaped: this
+            # finds that key only. Reading the file with `json` for it takes 0.4 s and 80 MB.
+            text = re.sub(r'"special"\s*:\s*false', '"special": true', path.read_text(encoding="utf-8"))
+            self._bpe = tokenizers.Tokenizer.from_str(text)
         except FileNotFoundError:
             raise ModelFilesError(f"{path}: no tokenizer.json there; download it into the model folder") from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ModelFilesError(f"{path}: is not a tokenizer ({error!r:.100}); download it again") from None
         except Exception as error:  # the library raises bare Exception for what it cannot parse
             raise ModelFilesError(f"{path}: is not a tokenizer ({error!s:.100}); download it again") from None

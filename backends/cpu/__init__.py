@@ -16,6 +16,7 @@ from backends.cpu.adam import adam
 from backends.cpu.attention import attention_for
 from backends.cpu.attention_gradient import attention_gradient
 from backends.cpu.by_likelihood import by_likelihood
+from backends.cpu.decoder_layer import decoder_layer_for
 from backends.cpu.experts import experts
 from backends.cpu.features import detected
 from backends.cpu.likeliest import likeliest
@@ -27,6 +28,7 @@ from backends.cpu.rope import rope
 from backends.cpu.route import route
 from backends.cpu.sigmoid_gate import sigmoid_gate
 from backends.cpu.swiglu import swiglu, swiglu_gradient
+from backends.cpu.take_rows import take_rows
 from backends.cpu.take_rows_gradient import take_rows_gradient
 from backends.cpu.team import CALLER, use
 from backends.cpu.threads import most_threads, usable_cores
@@ -36,8 +38,8 @@ from backends.interface import Backend, Operation
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
-    made = attention_for(features), linear_for(features)
-    there = by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, update_cache
+    made = attention_for(features), decoder_layer_for(features), linear_for(features)
+    there = by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows, update_cache
     back = attention_gradient, linear_gradient, log_probability_gradient, rms_norm_gradient, swiglu_gradient
     bodies = *made, *there, *back, take_rows_gradient, log_probability, adam
     return {body.__name__: body for body in bodies}
@@ -71,8 +73,7 @@ class Cpu(Backend):
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         if CALLER.threads != self.threads:
             use(self.threads)
-        body = self.bodies.get(operation.name, operation.definition)
-        return body(door or self, *arrays, **settings)
+        return super().run(operation, arrays, settings, door)
 
     def __repr__(self):
         return f"<backend cpu: float32, {self.threads} thread{'s' * (self.threads > 1)}>"

@@ -26,17 +26,14 @@ from backends.cpu.team import shared
 from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, tile, transposed
 
 
-def matrix_matrix(w_OI, x_TI, bias_O, y_TO, *, in_pairs: bool):
-    """y_TO = x_TI @ w_OI.T + bias_O. w_OI is float32, or bfloat16 as uint16; at least 16 rows.
-
-    in_pairs   multiply pairs of bfloat16; only for bfloat16, an even I, and a processor that can
-    """
+def matrix_matrix(w_OI, x_TI, bias_O, y_TO):
+    """y_TO = x_TI @ w_OI.T + bias_O. w_OI, of 16 rows or more: float32, bfloat16 or pairs of it, as in one_token.py."""
     x_BtI = whole_tiles(x_TI)
     (blocks, _, width), row_tiles = x_BtI.shape, -(-len(w_OI) // LANES)
-    if in_pairs:
+    if w_OI.dtype == np.int32:
         x_BPt = np.empty((blocks, width // 2, LANES), np.int32)
         pack_pairs(blocks, x_BtI, x_BPt)
-        multiply_pairs(row_tiles, w_OI.view(np.int32), x_BPt, bias_O, y_TO)
+        multiply_pairs(row_tiles, w_OI, x_BPt, bias_O, y_TO)
     else:
         x_BIt = np.empty((blocks, width, LANES), np.float32)
         pack(blocks, x_BtI, x_BIt)

@@ -104,12 +104,13 @@ KINDS = {
     types.uint16: (I16, f32x16, widen_bf16),  # NumPy has no bfloat16 that Numba knows: arrays of it come as uint16
     types.int8: (I8, f32x16, widen_i8),
     types.int32: (I32, i32x16, lambda builder, number: number),
+    types.uint32: (I32, i32x16, lambda builder, number: number),
 }
 
 
 @intrinsic
 def load(typing, array, index):
-    """16 numbers from array[index] on; float32, bfloat16 and int8 as f32x16, int32 as i32x16."""
+    """16 numbers from array[index] on; float32, bfloat16 and int8 as f32x16, 32 bits of anything as i32x16."""
     element, of, widen = KINDS[array.dtype]
 
     def codegen(context, builder, signature, arguments):

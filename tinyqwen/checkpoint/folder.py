@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ import numpy as np
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
+from tinyqwen.checkpoint.moving import start_moving, worth_moving
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -59,6 +61,12 @@ class Checkpoint:
     files: tuple[Path, ...]
     format: str
     maps: tuple[MappedFile, ...] = ()
+    moving: threading.Thread | None = None
+
+    def settle(self) -> None:
+        """Wait until the weights have moved to where they stay, see `moving.py`."""
+        if self.moving:
+            self.moving.join()
 
     def check_unchanged(self) -> None:
         """Call before each step of the model: a mapped file that was cut would end the process without a word.
@@ -77,6 +85,7 @@ def open_checkpoint(
     dtype: str | type | np.dtype | None = None,
     tables: str | None = None,
     keep: bool = True,
+    mapped: bool | None = True,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """The config and the weights of that folder.
@@ -87,11 +96,13 @@ def open_checkpoint(
                     A folder that `tinyqwen convert` wrote has one format, and that is its default, too
     tables          int4's embedding and head: int8 (the default) or int4
     keep            whether to keep what was quantised for the next start, see `kept.py`
+    mapped          whether what is wanted as it is stored may be the file itself: no time to load, and no memory of its
+                    own. False: a copy, which kernels read faster. None: the file at first, and if a copy leaves as much
+                    memory free, that takes its place while the model works (`moving.py`)
     progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
                     count for nothing
 
-    Memory: the weights in that format and at most some MB besides; what is wanted as it is stored is mapped and needs
-    none of its own.
+    Memory: the weights in that format and at most some MB besides.
     Errors: ModelFilesError, one line that names the file, the problem and what to do; UsageError for a format that the
     folder does not have.
 
@@ -112,13 +123,13 @@ def open_checkpoint(
     if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
         kept = Kept(source.files, wanted)
         inventory = kept.find() or inventory
-    tensors, maps = load(inventory, wanted, progress)
+    tensors, maps = load(inventory, wanted, progress, mapped is not False)
     if kept and inventory is source.inventory:
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")
-    return Checkpoint(
-        source.folder, source.config, tree(tensors), source.files, formats.pop() if len(formats) == 1 else body, maps
-    )
+    weights, format = tree(tensors), formats.pop() if len(formats) == 1 else body
+    moving = start_moving(weights, maps) if mapped is None and worth_moving(maps) else None
+    return Checkpoint(source.folder, source.config, weights, source.files, format, maps, moving)
 
 
 class Source(NamedTuple):

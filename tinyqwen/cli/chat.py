@@ -134,6 +134,7 @@ class Chat:
         )
         watching, recorder = {}, None
         if self.watched_layer is not None:
+            self.runtime.checkpoint.settle()  # a record knows weights by their identity
             recorder = Recorder(self.runtime.backend, self.runtime.checkpoint.weights, running)
             watching = {"backend": recorder.backend, "before_step": recorder.before_step}
         [result] = answer_all(self.runtime, [running], stop=self.stop, show=write_text, quiet=self.quiet, **watching)

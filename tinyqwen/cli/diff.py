@@ -104,11 +104,13 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
     with options.progress_bar("loading", quiet=arguments.quiet or arguments.json) as update:
         if arguments.prompt is None:
             checkpoint = open_checkpoint(folder, **kept, progress=update)
+            checkpoint.settle()
             return checkpoint.config, checkpoint.weights, random_ids(arguments, checkpoint.config), folder
         from tinyqwen.runtime import load
 
         prompt = options.read_text(arguments.prompt, "prompt")
         runtime = load(folder, **options.format_of(arguments), progress=update)
+        runtime.checkpoint.settle()
     if arguments.raw:
         ids = runtime.tokenizer.encode(prompt)
     else:

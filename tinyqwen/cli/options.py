@@ -46,11 +46,20 @@ def add_format_arguments(parser) -> None:
     )  # fmt: skip
     parser.add_argument("--tables", choices=QUANTISED, help="embedding and head of an int4 model (default: int8)")
     parser.add_argument("--no-cache", action="store_true", help="do not keep what was quantised for the next start")
+    parser.add_argument(
+        "--mmap", action=argparse.BooleanOptionalAction, default=None,
+        help="leave weights in their mapped file: starts sooner, decodes slower (default: if a copy would fill memory)",
+    )  # fmt: skip
 
 
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
-    return {"dtype": arguments.dtype, "tables": arguments.tables, "keep": not arguments.no_cache}
+    return {
+        "dtype": arguments.dtype,
+        "tables": arguments.tables,
+        "keep": not arguments.no_cache,
+        "mapped": arguments.mmap,
+    }
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

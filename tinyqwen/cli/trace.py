@@ -201,6 +201,7 @@ def model_of(arguments: argparse.Namespace) -> Subject:
     quiet, backend = arguments.quiet, {"backend": arguments.backend, "threads": arguments.threads}
     with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
         runtime = load(folder, **backend, **options.format_of(arguments), progress=update, compiling=compiling)
+        runtime.checkpoint.settle()
     if arguments.explain:  # what is inside an operation can be seen where its definition runs
         bodies = runtime.backend.bodies
         runtime.backend.bodies = {name: body for name, body in bodies.items() if name not in OPENED}

@@ -92,8 +92,22 @@ def test_what_is_wanted_as_it_is_stored_is_mapped(make_folder, stored, format, m
     checkpoint = open_checkpoint(make_folder("untied", dtype=stored), dtype=format, keep=False)
     for tensor in leaves(checkpoint.weights).values():
         array = tensor.values if isinstance(tensor, Quantised) else tensor
-        assert array.flags.owndata == (not mapped if tensor.ndim == 2 else stored != "float32")
+        in_file = any(np.shares_memory(array, np.frombuffer(file.bytes, np.uint8)) for file in checkpoint.maps)
+        assert in_file == (mapped if tensor.ndim == 2 else stored == "float32")
         assert not array.flags.writeable
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, monkeypatch, format):
+    monkeypatch.setenv("TINYQWEN_CACHE", str(tmp_path / "cache"))
+    folder = make_folder("untied", dtype="bfloat16")
+    for _ in range(2):  # of quantised weights the second time: the first makes and keeps them
+        copied, mapped = (open_checkpoint(folder, dtype=format, mapped=mapped) for mapped in (False, True))
+        assert not copied.maps
+        ours, theirs = leaves(copied.weights), leaves(mapped.weights)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name].astype(np.float32), theirs[name].astype(np.float32))
 
 
 def test_auto_is_as_stored_and_float16_is_not_cut(tmp_path, configs, write_file):

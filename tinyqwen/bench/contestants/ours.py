@@ -38,6 +38,7 @@ class Model:
         name, kv = task.options.get("backend", "cpu"), task.options.get("kv", "bf16")
         settings: dict[str, Any] = {"threads": task.threads} if name == "cpu" else {}
         self.runtime = load_runtime(task.folder, backend=name, dtype=task.dtype, kv_dtype=kv, **settings)
+        self.runtime.checkpoint.settle()
         self.backend, self.config = self.runtime.backend, self.runtime.config
         self.weights = self.runtime.checkpoint.weights
         self.caches: dict = {}

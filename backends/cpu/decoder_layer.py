@@ -1,0 +1,177 @@
+"""One token through a dense layer, as one call: the definition's steps, by the same kernels, without Python in between.
+
+    x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
+    x = x + feed_forward( norm(x) )           gate, up and SwiGLU: one instead of three
+
+Bytes that must move are those of the weights and of the cache. But while Python walks from step to step (some 4 us for
+each, and with cold caches, because the weights drove everything else out) the memory has nothing to do:
+
+    a step of the 0.5B beside reading weights, in ms             bf16      int8     int4
+    v1  16 operations a layer, each through the door             PLACE
+    v2  one                                                      PLACE
+
+Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches them (a trace, diff)
+sees what this does. Several tokens, several sequences, experts and windows take those steps: there they cost little.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from backends.cpu.attention import CHUNK, FLOATS, PAIRS
+from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.compiling import inner, kernel
+from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, multiply, prepared, rows_of_a_unit, units
+from backends.cpu.rms_norm import norm_rows
+from backends.cpu.rope import turn_rows
+from backends.cpu.rows import F32, plain
+from backends.cpu.simd import LANES, load_part, store_part
+from backends.cpu.swiglu import gated
+from backends.cpu.team import launcher, with_team
+from backends.cpu.update_cache import write
+
+
+def decoder_layer_for(features: frozenset[str]):
+    """The body of `decoder_layer`; for what it cannot do it answers NotImplemented, and the steps are run."""
+
+    def decoder_layer(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+        cache = step.spans[0].cache
+        if len(x_TD) != 1 or cache is None or config.is_sparse(layer) or config.window(layer):
+            return NotImplemented
+        H, R = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
+        matrices = taken(weights.self_attn, weights.mlp, features)
+        if matrices is None or R > LANES:
+            return NotImplemented
+        write_as, read_as, scale_2GN, kind = stored(cache.layers[layer], "bf16" in features)
+        out_TD = np.empty(x_TD.shape, F32)
+        layer_of_one_token(
+            plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
+            *matrices, plain(cos_TKh), plain(sin_TKh), write_as, read_as, scale_2GN, (kind,) * R,
+            cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
+        )  # fmt: skip
+        return out_TD
+
+    return decoder_layer
+
+
+def taken(attention, mlp, features: frozenset[str]) -> tuple | None:
+    """A layer's matrices and biases as the kernel takes them; None if those that share a token differ in format."""
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    q, k, v = [as_kernels_take(each.weight, features) for each in projections]
+    gate, up = as_kernels_take(mlp.gate_proj.weight, features), as_kernels_take(mlp.up_proj.weight, features)
+    o, down = as_kernels_take(attention.o_proj.weight, features), as_kernels_take(mlp.down_proj.weight, features)
+    if None in (type_of(q), type_of(o), type_of(gate), type_of(down)):
+        return None
+    if not type_of(q) == type_of(k) == type_of(v) or type_of(gate) != type_of(up):
+        return None
+    biases = [getattr(each, "bias", None) for each in projections]
+    return (q, k, v), tuple([NO_BIAS if bias is None else plain(bias) for bias in biases]), o, gate, up, down
+
+
+def type_of(matrix) -> np.dtype | None:
+    if matrix is None:
+        return None
+    return matrix[0].dtype if isinstance(matrix, tuple) else matrix.dtype
+
+
+def stored(kv_2GNK: Any, bf16: bool):
+    """A layer's cache for writing and for reading, its scales or None, and how to multiply (see attention.py)."""
+    if kv_2GNK.dtype == F32:
+        return kv_2GNK, kv_2GNK, None, FLOATS
+    pairs = bf16 and kv_2GNK.shape[3] % 32 == 0
+    kind = PAIRS if pairs else FLOATS
+    if kv_2GNK.dtype == BFLOAT16:
+        halves = kv_2GNK.view(np.uint16)
+        return halves, halves.view(np.int32) if pairs else halves, None, kind
+    return kv_2GNK.values, kv_2GNK.values, kv_2GNK.scales, kind
+
+
+@with_team
+@kernel
+def layer_of_one_token(
+    state, threads, x_1D, input_norm_D, post_norm_D, qkv, qkv_bias, o, gate, up, down,
+    cos_1Kh, sin_1Kh, write_2GNK, read_2GNK, scale_2GN, rows, past, H, F, eps, out_1D,
+):  # fmt: skip
+    """The steps of the definition, in its order."""
+    D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
+    no_bias, h_1D = np.empty(0, np.float32), np.empty((1, D), np.float32)
+
+    norm_rows(0, 1, x_1D, input_norm_D, eps, h_1D)
+    q_n, k_n, v_n = np.empty(H * K, np.float32), np.empty(G * K, np.float32), np.empty(G * K, np.float32)
+    all_units = units(qkv[0]) + units(qkv[1]) + units(qkv[2])
+    launch_several(state, threads, all_units, qkv, prepared(qkv[0], h_1D[0]), qkv_bias, (q_n, k_n, v_n))
+
+    q_1HK, k_1GK = np.empty((1, H, K), np.float32), np.empty((1, G, K), np.float32)
+    turn_rows(0, 1, q_n.reshape(1, H, K), cos_1Kh, sin_1Kh, q_1HK)
+    turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
+    write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
+    attended_n = np.empty(H * K, np.float32)
+    attend_one(state, threads, q_1HK, read_2GNK, scale_2GN, past + 1, rows, attended_n.reshape(1, H, K))
+
+    launch(state, threads, units(o), o, prepared(o, attended_n), no_bias, h_1D[0])
+    for d in range(D):
+        out_1D[0, d] = x_1D[0, d] + h_1D[0, d]
+
+    norm_rows(0, 1, out_1D, post_norm_D, eps, h_1D)
+    gate_F, up_F, hidden_F = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
+    launch_gated(state, threads, units(gate), gate, up, prepared(gate, h_1D[0]), no_bias, gate_F, up_F, hidden_F)
+    launch(state, threads, units(down), down, prepared(down, hidden_F), no_bias, h_1D[0])
+    for d in range(D):
+        out_1D[0, d] += h_1D[0, d]
+
+
+@inner
+def several(first, last, matrices, token, biases, outs):
+    """Units first to last - 1 of some matrices end to end, times the same token."""
+    start = 0
+    for n in range(len(matrices)):
+        end = start + units(matrices[n])
+        if first < end and start < last:
+            multiply(max(first, start) - start, min(last, end) - start, matrices[n], token, biases[n], outs[n])
+        start = end
+
+
+@inner
+def gated_units(first, last, gate, up, token, no_bias, gate_F, up_F, hidden_F):
+    """hidden = silu(gate @ token) * (up @ token) in units first to last - 1."""
+    multiply(first, last, gate, token, no_bias, gate_F)
+    multiply(first, last, up, token, no_bias, up_F)
+    end = min(last * rows_of_a_unit(gate), hidden_F.size)
+    for f in range(first * rows_of_a_unit(gate), end, LANES):
+        store_part(hidden_F, f, gated(load_part(gate_F, f, end - f), load_part(up_F, f, end - f)), end - f)
+
+
+launch_several, launch_gated, launch_attend = launcher(several), launcher(gated_units), launcher(attend_blocks)
+
+
+@kernel
+def attend_one(state, threads, q_1HK, kv_2GNK, scale_2GN, S, rows, out_1HK):
+    """As `attend` of attention.py, for one token that sees all S keys."""
+    G, R, K = kv_2GNK.shape[1], len(rows), q_1HK.shape[2]
+    k_SGK, v_SGK = kv_2GNK[0, :, :S].transpose(1, 0, 2), kv_2GNK[1, :, :S].transpose(1, 0, 2)
+    k_scale_GS, v_scale_GS = scales_of(scale_2GN, S)
+    chunks = (S + CHUNK - 1) // CHUNK
+    many = chunks if chunks > 1 else 0  # parts are left to be merged
+    width = (K + LANES - 1) // LANES * LANES + LANES
+    m_GCn, part_GCnK = np.empty((G, many, R), np.float32), np.empty((G, many, R, width), np.float32)
+    launch_attend(
+        state, threads, G * chunks, q_1HK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, (R, 0, CHUNK, S), rows,
+        m_GCn, part_GCnK, out_1HK,
+    )  # fmt: skip
+    if chunks > 1:
+        finish_parts(m_GCn, part_GCnK, k_SGK, out_1HK)
+
+
+def scales_of(scale_2GN, S):
+    """Those of the first S keys and values, or None twice."""
+
+
+@overload(scales_of, inline="always")
+def _(scale_2GN, S):
+    if scale_2GN is None or scale_2GN == types.none:
+        return lambda scale_2GN, S: (None, None)
+    return lambda scale_2GN, S: (scale_2GN[0, :, :S], scale_2GN[1, :, :S])

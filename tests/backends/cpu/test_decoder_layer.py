@@ -1,0 +1,119 @@
+"""One token through a layer as one call: the same bits as the definition's steps, which whoever watches still sees."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import backends
+from backends.cpu.features import detected
+from backends.interface import Wrapper
+from backends.quantised import quantise
+from tests.helpers import moe_config
+from tinyqwen.blocks.decoder_layer import decoder_layer
+from tinyqwen.config import Config
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.step import make_step
+from tinyqwen.weights import random_weights, tree
+
+CONFIG = Config(
+    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=14, num_key_value_heads=2,
+    head_dim=32, vocab_size=90,
+)  # fmt: skip
+FORMATS = {
+    "f32": lambda matrix: matrix,
+    "bf16": lambda matrix: matrix.astype(ml_dtypes.bfloat16),
+    "int8": lambda matrix: quantise(matrix, 8),
+    "int4": lambda matrix: quantise(matrix, 4),
+}
+
+
+class Counting(Wrapper):
+    """Counts what passes the door."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.seen = []
+
+    def run(self, operation, arrays, settings, door=None):
+        self.seen.append(operation.name)
+        return super().run(operation, arrays, settings, door)
+
+
+def decode(backend, config, weights, kv="f32", prompt=3, tokens=5):
+    """The logits of some tokens, one after another."""
+    cache = KVCache(backend, config, kv)
+    forward(backend, config, weights, make_step([([1] * prompt, cache)]))
+    return np.stack([forward(backend, config, weights, make_step([([token], cache)])) for token in range(tokens)])
+
+
+def in_format(config, format, seed=0):
+    weights = random_weights(config, seed)
+    return tree({name: FORMATS[format](array) if array.ndim == 2 else array for name, array in weights.items()})
+
+
+@pytest.mark.parametrize("features", sorted({detected(), frozenset()}, key=len), ids=len)
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_as_step_by_step(format, kv, features, threads):
+    backend = backends.get("cpu", features=features, threads=threads)
+    weights = in_format(CONFIG, format)
+    watched = Counting(backend)
+    np.testing.assert_array_equal(
+        decode(backend, CONFIG, weights, kv), decode(watched, CONFIG, weights, kv), strict=True
+    )
+    assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.seen)
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+def test_the_same_bits_where_threads_share_the_keys(kv):
+    backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
+    alone = decode(backend, CONFIG, weights, kv, prompt=1030, tokens=3)
+    np.testing.assert_array_equal(alone, decode(Counting(backend), CONFIG, weights, kv, prompt=1030, tokens=3))
+
+
+def body_runs(config, weights, backend=None, kv="f32"):
+    """Whether the body takes a token of that model, or leaves it to the definition."""
+    backend = backend or backends.get("cpu")
+    cache = KVCache(backend, config, kv)
+    answers = []
+    body = backend.bodies["decoder_layer"]
+    watch = lambda *arrays, **settings: answers.append(body(*arrays, **settings)) or answers[-1]  # noqa: E731
+    backend.bodies = {**backend.bodies, "decoder_layer": watch}
+    forward(backend, config, weights, make_step([([1], cache)]))
+    return [answer is not NotImplemented for answer in answers]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_token_of_a_dense_model_is_one_call(format):
+    assert body_runs(CONFIG, in_format(CONFIG, format)) == [True, True]
+
+
+def test_what_it_cannot_do_is_left_to_the_definition():
+    sliding = dataclasses.replace(CONFIG, sliding_window=4, layer_types=("full_attention", "sliding_attention"))
+    assert body_runs(sliding, in_format(sliding, "f32")) == [True, False]
+    many_heads = dataclasses.replace(CONFIG, num_attention_heads=18, num_key_value_heads=1)
+    assert body_runs(many_heads, in_format(many_heads, "f32")) == [False, False]
+    mixed = in_format(CONFIG, "f32")
+    mixed.layers[1].mlp.up_proj.weight = FORMATS["bf16"](mixed.layers[1].mlp.up_proj.weight)
+    assert body_runs(CONFIG, mixed) == [True, False]
+    experts = moe_config()
+    assert not all(body_runs(experts, in_format(experts, "f32")))
+    without = backends.get("cpu", features=())
+    assert body_runs(CONFIG, in_format(CONFIG, "int8"), without) == [False, False]
+
+
+def test_nothing_is_spoilt():
+    """x and the weights are read only; a NaN is not lost."""
+    backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
+    before = {name: array.copy() for name, array in random_weights(CONFIG, 0).items()}
+    decode(backend, CONFIG, weights)
+    np.testing.assert_array_equal(weights.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])
+    weights.layers[0].input_layernorm.weight[3] = np.nan
+    assert np.isnan(decode(backend, CONFIG, weights)).any()
+    assert decoder_layer.cost_of is None  # or a trace would not look inside

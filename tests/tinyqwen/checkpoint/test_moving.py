@@ -1,0 +1,102 @@
+"""Weights move out of their mapped file while the model works, and nobody notices."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from backends import get
+from backends.quantised import Quantised
+from tinyqwen.checkpoint import moving, open_checkpoint
+from tinyqwen.kv_cache import KVCache
+from tinyqwen.model import forward
+from tinyqwen.step import make_step
+
+
+@pytest.fixture
+def open_moving(make_folder, monkeypatch, tmp_path):
+    """Open a folder of 50 kB as if it were large, in a format; the quantised weights are kept ones."""
+    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setenv("TINYQWEN_CACHE", str(tmp_path / "cache"))
+
+    def open_it(format, mapped=None, name="untied"):
+        folder = make_folder(name, dtype="bfloat16")
+        open_checkpoint(folder, dtype=format)
+        return open_checkpoint(folder, dtype=format, mapped=mapped)
+
+    return open_it
+
+
+def arrays_of(checkpoint):
+    for _, _, array in moving.places(checkpoint.weights):
+        yield from (array.values, array.scales) if isinstance(array, Quantised) else (array,)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "experts"])
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_the_same_numbers_elsewhere(open_moving, format, name):
+    checkpoint, mapped = open_moving(format, name=name), open_moving(format, mapped=True, name=name)
+    checkpoint.settle()
+    for ours, theirs in zip(arrays_of(checkpoint), arrays_of(mapped), strict=True):
+        np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8), strict=True)
+        assert not ours.flags.writeable and not any(file.holds(ours) for file in checkpoint.maps)
+    assert any(file.holds(array) for array in arrays_of(mapped) for file in mapped.maps)
+    tied = mapped.weights.lm_head is mapped.weights.embed_tokens
+    assert (checkpoint.weights.lm_head is checkpoint.weights.embed_tokens) == tied
+
+
+def test_the_model_works_meanwhile(open_moving, monkeypatch):
+    """The thread is held up after each array; the logits are the same before, between and after."""
+    steps, go = threading.Semaphore(0), threading.Semaphore(0)
+    real = moving.places
+
+    def slow_places(node):
+        for place in real(node):
+            yield place
+            steps.release()
+            go.acquire()
+
+    monkeypatch.setattr(moving, "places", slow_places)
+    checkpoint, backend = open_moving("bf16"), get("cpu")
+
+    def logits():
+        cache = KVCache(backend, checkpoint.config)
+        return forward(backend, checkpoint.config, checkpoint.weights, make_step([([1, 2, 3], cache)]))
+
+    expected, count = logits(), 0
+    while checkpoint.moving.is_alive():
+        if steps.acquire(timeout=0.1):
+            np.testing.assert_array_equal(logits(), expected)
+            count += 1
+            go.release()
+    assert count > 10
+    np.testing.assert_array_equal(logits(), expected)
+
+
+@pytest.mark.parametrize(("available", "moves"), [(10**9, True), (1000, False), (None, False)])
+def test_only_where_there_is_room(open_moving, monkeypatch, available, moves):
+    monkeypatch.setattr(moving, "available_bytes", lambda: available)
+    assert (open_moving("bf16").moving is not None) == moves
+
+
+def test_what_is_small_or_asked_for_stays(open_moving, monkeypatch):
+    assert open_moving("bf16", mapped=True).moving is None
+    copied = open_moving("bf16", mapped=False)
+    assert copied.moving is None and not copied.maps
+    monkeypatch.setattr(moving, "SMALL", 1 << 26)
+    assert open_moving("bf16").moving is None
+
+
+def test_a_file_that_changes_meanwhile_stays_mapped(open_moving, monkeypatch):
+    """Its copy could be of two versions. The next step says what happened."""
+    from tinyqwen.errors import ModelFilesError
+
+    monkeypatch.setattr(moving, "start_moving", lambda weights, maps: None)
+    checkpoint = open_moving("bf16", mapped=True)
+    with open(checkpoint.files[0], "r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"ab")
+    moving.move(checkpoint.weights, checkpoint.maps)
+    assert all(any(file.holds(array) for file in checkpoint.maps) or array.ndim == 1 for array in arrays_of(checkpoint))
+    with pytest.raises(ModelFilesError, match="changed while in use"):
+        checkpoint.check_unchanged()

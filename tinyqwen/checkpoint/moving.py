@@ -1,0 +1,74 @@
+"""Weights move from their mapped file into large pages, while the model works already.
+
+A copy in pages of 2 MB decodes faster than the mapped file (`large_pages.py`), but making it takes a second or so that
+nobody should wait for. So a model starts on the mapped file, and a thread puts copies in its place, array by array: who
+asks the tree for a weight gets the one or the other, and both hold the same numbers. What has moved leaves the file's
+pages to the system at once, so memory holds the weights once, and a few MB twice.
+
+Whoever tells weights by their identity (a trace names them by it) waits for the end with `Checkpoint.settle`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from backends.quantised import Quantised
+from tinyqwen.checkpoint.large_pages import LargePages
+from tinyqwen.checkpoint.loading import MappedFile
+from tinyqwen.errors import ModelFilesError
+from tinyqwen.memory import available_bytes
+from tinyqwen.weights import Node
+
+SMALL = 1 << 26  # bytes: below, a model is in the caches mostly
+
+
+def worth_moving(maps: tuple[MappedFile, ...]) -> bool:
+    """Whether these files are large, and a copy of all leaves as much memory free."""
+    size = sum(len(file.bytes) for file in maps)
+    return size > SMALL and 2 * size <= (available_bytes() or 0)
+
+
+def start_moving(weights: Node, maps: tuple[MappedFile, ...]) -> threading.Thread:
+    """The thread that moves every mapped array of the tree; it ends early if a file changes or memory is short."""
+    thread = threading.Thread(target=move, args=[weights, maps], daemon=True, name="moving weights")
+    thread.start()
+    return thread
+
+
+def move(weights: Node, maps: tuple[MappedFile, ...]) -> None:
+    pages = LargePages()
+
+    def moved(array: Any) -> Any:
+        if isinstance(array, Quantised):
+            return Quantised(array.bits, array.shape, moved(array.values), moved(array.scales))
+        for file in maps:
+            if file.holds(array):
+                copy = pages.empty(array.shape, array.dtype)
+                file.read(array, copy)
+                copy.flags.writeable = False
+                return copy
+        return array  # was made while loading
+
+    try:
+        for place, name, array in places(weights):
+            copy = moved(array)
+            for file in maps:
+                file.check_unchanged()  # or the copy may be of two minds; the next step will say so
+            setattr(place, name, copy)
+            for part in (array.values, array.scales) if isinstance(array, Quantised) else (array,):
+                for file in maps:
+                    file.let_go(part)
+    except (OSError, MemoryError, ModelFilesError):
+        return  # the mapped file serves as well
+
+
+def places(node: Node) -> Iterator[tuple[Node, str, Any]]:
+    """Every array of the tree: whose attribute it is, that attribute's name, and the array."""
+    for name, value in list(vars(node).items()):
+        for branch in value if isinstance(value, list) else [value]:
+            if isinstance(branch, Node):
+                yield from places(branch)
+            else:
+                yield node, name, branch
