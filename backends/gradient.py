@@ -93,6 +93,8 @@ class Gradient(Wrapper):
         self.tape.append(Call(operation, arrays, settings, out))
         for array in leaves(out):
             memory = owner(array, self.xp)
+            if id(memory) in self.twins:
+                raise TypeError(f"{operation.name} has a gradient, so its result must have memory of its own")
             self.twins[id(memory)] = Twin(memory)
         return out
 

@@ -53,7 +53,7 @@ class Cpu(Backend):
 
     >>> import backends; cpu = backends.get("cpu", threads=1)
     >>> cpu, sorted(cpu.bodies)[:3]
-    (<backend cpu: float32, 1 thread>, ['attention', 'by_likelihood', 'experts'])
+    (<backend cpu: float32, 1 thread>, ['adam', 'attention', 'attention_gradient'])
 
     Errors: ValueError for features that this processor lacks, and for more threads than it has cores.
     """

@@ -207,6 +207,13 @@ def test_a_result_that_is_lost_between_operations_is_noticed():
         tape.backward(out, np.ones((2, 3)))
 
 
+def test_a_result_in_the_memory_of_an_argument_is_refused():
+    """A body that gives back what it was given would get that one's gradient."""
+    tape = Gradient(Backend(np, {"add": lambda backend, x, y: x}, np.float64), {"x": (x := numbers(1, 2, 3))})
+    with pytest.raises(TypeError, match="add has a gradient, so its result must have memory of its own"):
+        add(tape, x, x)
+
+
 def test_backward_starts_at_a_result():
     x = numbers(1, 2, 3)
     tape = Gradient(DOUBLE, {"x": x})
