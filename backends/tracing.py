@@ -80,8 +80,9 @@ class Tracing(Places):
             end = time.perf_counter()
             inside.pop()
         cost, weights = (None, 0) if operation.cost_of is None else self.cost(operation, arrays, settings)
-        first = out[0] if isinstance(out, tuple) else out
-        first = first[0] if isinstance(first, list) else first
+        first = out
+        while isinstance(first, (tuple, list)):
+            first = first[0]
         replaced = operation.name in self.bodies and operation.cost_of is not None
         spans[index] = Span(path, operation.name, depth, start, end, first.shape, first.dtype, cost, weights, replaced)
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from backends import Backend, Wrapper
-from tinyqwen.config import FULL, SLIDING, Config
+from tinyqwen.config import FULL, SLIDING, Config, DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
@@ -29,6 +29,11 @@ def window_config(**changes) -> Config:
     return dense_config(**{"sliding_window": 4, "layer_types": (FULL, SLIDING, SLIDING), **changes})
 
 
+def chunk_config(**changes) -> Config:
+    """A chunk every four tokens; nothing looks farther than six away."""
+    return dense_config(**{"dual_chunk_attention_config": DualChunk(6, 2), **changes})
+
+
 def moe_config(**changes) -> Config:
     """Layer 1 of four is sparse: every second one would be, but layer 3 is excepted by name."""
     fields = dict(
@@ -42,6 +47,8 @@ CONFIGS = {
     "dense": dense_config(),
     "tied": dense_config(tie_word_embeddings=True),
     "window": window_config(),
+    "chunks": chunk_config(),
+    "yarn": dense_config(max_position_embeddings=512).with_yarn(4),  # all three kinds of pairs: 0, two ramps, 1
     "moe": moe_config(),
     "moe-normalised": moe_config(norm_topk_prob=True, mlp_only_layers=(), decoder_sparse_step=1, num_hidden_layers=2),
 }

@@ -133,7 +133,8 @@ def test_every_suffix_is_true_and_nothing_is_float64(backend, config):
     assert not check.wrong, "\n".join(f"{at[0]}: {at[1]} {text}" for at, text in check.wrong.items())
     if not backend.bodies:  # compiled bodies have no locals to look at
         functions = {function for function, _ in check.seen}
-        assert {"forward", "decoder_layer", "rms_norm", "rope", "linear", "attend", "reserve", "swiglu"} <= functions
+        assert {"forward", "decoder_layer", "rms_norm", "rope", "linear", "scores", "_grow", "swiglu"} <= functions
+        assert {"attention_part", "softmax_part", "merge_parts"} <= functions or not config.dual_chunk_attention_config
         assert {"sparse_moe", "route", "experts"} <= functions or not config.num_experts
         assert len(check.seen) > 70
 

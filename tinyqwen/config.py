@@ -18,7 +18,7 @@ Source: transformers, models/qwen2/configuration_qwen2.py and models/qwen2_moe/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -33,6 +33,45 @@ class Quantization(NamedTuple):
 
     format: str
     tables: str = "int8"
+
+
+class DualChunk(NamedTuple):
+    """Dual Chunk Attention, see `tinyqwen.blocks.dual_chunk`.
+
+    chunk_size                         the longest distance that a query sees, in tokens: known from training
+    local_size                         how far back distances stay true across the edge of a chunk
+    original_max_position_embeddings   texts longer than this get a temperature; 0: none does
+    """
+
+    chunk_size: int
+    local_size: int
+    original_max_position_embeddings: int = 0
+
+    @property
+    def chunk_len(self) -> int:
+        """L: every so many tokens a chunk begins."""
+        return self.chunk_size - self.local_size
+
+
+class RopeScaling(NamedTuple):
+    """YaRN: how a model is run at `factor` times its trained context. `tinyqwen.blocks.yarn` says what the numbers do.
+
+    original_max_position_embeddings   the trained context, in tokens
+    attention_factor                   the size of queries and keys; None: by the formula
+    beta_fast, beta_slow               pairs that turn more often than beta_fast within the trained context are left
+                                       alone, those that turn less often than beta_slow are slowed down by the factor
+    mscale, mscale_all_dim             weights in the formula of attention_factor; both or none
+    truncate                           round the pairs where that begins and ends to whole ones
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    beta_fast: float = 32
+    beta_slow: float = 1
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,10 +94,12 @@ class Config:
     max_position_embeddings: int = 32768
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0  # the default of the format; every published model sets 1000000
+    rope_scaling: RopeScaling | None = None  # published files do not have it: who wants long texts adds it
     tie_word_embeddings: bool = False
     qkv_bias: bool = True
     sliding_window: int | None = None  # the window in use: None unless use_sliding_window is true
     layer_types: tuple[str, ...] = ()  # empty means full attention in every layer
+    dual_chunk_attention_config: DualChunk | None = None
 
     # mixture of experts; num_experts 0 is a dense model
     num_experts: int = 0
@@ -95,6 +136,28 @@ class Config:
     def window(self, layer: int) -> int | None:
         """How many keys a query of that layer sees, itself included; None means all before it."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else None
+
+    @property
+    def trained_context(self) -> int:
+        """How many tokens the model can look at without YaRN or chunks."""
+        scaling = self.rope_scaling
+        return scaling.original_max_position_embeddings if scaling else self.max_position_embeddings
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can look at, prompt and answer together."""
+        if self.dual_chunk_attention_config:  # no distance ends it; four times the longest one is what was published
+            return max(self.max_position_embeddings, 4 * self.dual_chunk_attention_config.chunk_size)
+        return int(self.trained_context * (self.rope_scaling.factor if self.rope_scaling else 1))
+
+    def with_yarn(self, factor: float) -> Config:
+        """This model at that many times its trained context.
+
+        >>> config = Config(8, 16, 1, 2, 9, max_position_embeddings=32768).with_yarn(4)
+        >>> config.context, config.with_yarn(2).context             # from the trained context, not from 131072
+        (131072, 65536)
+        """
+        return replace(self, rope_scaling=RopeScaling(factor, self.trained_context))
 
     @property
     def kv_values_per_token(self) -> int:

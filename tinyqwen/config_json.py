@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 from backends.quantised import GROUP
-from tinyqwen.config import FULL, SLIDING, Config, Quantization
+from tinyqwen.config import FULL, SLIDING, Config, DualChunk, Quantization, RopeScaling
 from tinyqwen.errors import ModelFilesError
 
 # ---- rules for one value: each returns a complaint, or None ----
@@ -68,6 +68,25 @@ def null_or(rule):
     return lambda value: None if value is None else rule(value)
 
 
+def dual_chunk(value):
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        return "must be null or an object with chunk_size and local_size"
+    sparse = sorted(key for key in value if key.startswith("sparse_"))
+    if sparse:
+        return f"sparse attention is not supported: remove {', '.join(sparse)}, and all keys are attended to"
+    for key, rule in CHUNK.items():
+        if key not in value and key not in DualChunk._field_defaults:
+            return f"must have {key}"
+        if key in value and rule(value[key]):
+            return f"{key} {rule(value[key])}"
+    if unknown := sorted(set(value) - set(CHUNK)):
+        return f"the effect of {', '.join(unknown)} is not known"
+    if value["local_size"] >= value["chunk_size"]:
+        return "local_size must be smaller than chunk_size"
+
+
 def quantised(value):
     if value is not None and value not in map(written, QUANTIZATIONS):
         return 'must be null or what `tinyqwen convert` writes (quant_method "tinyqwen"): nothing else is supported'
@@ -78,7 +97,56 @@ def written(quantization: Quantization) -> dict:
     return {"quant_method": "tinyqwen", "version": 1, "group_size": GROUP, **quantization._asdict()}
 
 
+def yarn(value):
+    """A rule: the numbers of `RopeScaling`, under its names."""
+    if value is None:
+        return None
+    if unknown := sorted(set(value) - set(YARN)):
+        return f"has {', '.join(unknown)}, whose effect tinyqwen does not know"
+    given = {"factor": None, **value}
+    found = [f"its {key} {complaint}" for key in given if (complaint := YARN[key](given[key]))]
+    if (value.get("mscale") is None) != (value.get("mscale_all_dim") is None):
+        found.append("it has one of mscale and mscale_all_dim, which have an effect only together")
+    if not found and (value.get("beta_fast") or 32) < (value.get("beta_slow") or 1):
+        found.append("its beta_fast is less than its beta_slow")
+    return " and ".join(found) or None
+
+
+YARN = {
+    "factor": real(1.0, 1000.0),
+    "original_max_position_embeddings": null_or(whole(1, 2**24)),
+    "attention_factor": null_or(real(1e-3, 1e3)),
+    "beta_fast": null_or(real(1e-3, 1e6)),
+    "beta_slow": null_or(real(1e-3, 1e6)),
+    "mscale": null_or(real(1e-3, 1e3)),
+    "mscale_all_dim": null_or(real(1e-3, 1e3)),
+    "truncate": boolean,
+}
+
+
+def written_scaling(scaling: RopeScaling) -> dict:
+    """How config.json says it, in the words of the published model cards.
+
+    >>> written_scaling(RopeScaling(4.0, 32768))
+    {'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32768}
+    """
+    usual = RopeScaling._field_defaults
+    numbers = {key: value for key, value in scaling._asdict().items() if key not in usual or value != usual[key]}
+    return {"type": "yarn", **numbers}
+
+
+# Qwen2's "YaRN and DCA" is Dual Chunk Attention with YaRN's temperature; vLLM refuses the two together, too.
+YARN_OR_CHUNKS = (
+    "rope_scaling and dual_chunk_attention_config would both stretch the context: chunks need distances that look as "
+    "they did in training, and YaRN changes that; leave one out (for YaRN's temperature with chunks, set "
+    "original_max_position_embeddings in dual_chunk_attention_config to the trained context)"
+)
 TOKEN_ID = whole(0, 2**31)
+CHUNK = {
+    "chunk_size": whole(2, 2**24),
+    "local_size": whole(1, 2**24),
+    "original_max_position_embeddings": whole(0, 2**24),
+}
 QUANTIZATIONS = (Quantization("int8"), Quantization("int4"), Quantization("int4", "int4"))
 
 USED = {
@@ -93,12 +161,14 @@ USED = {
     "max_position_embeddings": whole(1, 2**24),  # positions must be exact in float32
     "rms_norm_eps": real(1e-12, 1e-1),
     "rope_theta": real(1.0, 1e12),
+    "rope_scaling": yarn,
     "tie_word_embeddings": boolean,
     "qkv_bias": boolean,
     "use_sliding_window": boolean,
     "sliding_window": null_or(whole(0, 2**24)),
     "max_window_layers": whole(0, 1024),
     "layer_types": null_or(list_of(text)),
+    "dual_chunk_attention_config": dual_chunk,
     "num_experts": whole(0, 2**12),
     "num_experts_per_tok": whole(0, 2**12),
     "moe_intermediate_size": whole(0, 2**20),
@@ -129,7 +199,6 @@ FIXED = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": (None, {}),
-    "dual_chunk_attention_config": (None,),
 }
 
 # Keys that cannot change what the model computes from given weights and tokens.
@@ -198,7 +267,13 @@ def parse_config(raw: dict, ignore: tuple[str, ...] = ()) -> Config:
     values["mlp_only_layers"] = tuple(raw.get("mlp_only_layers") or ())
     if raw.get("quantization_config"):
         values["quantization_config"] = next(q for q in QUANTIZATIONS if written(q) == raw["quantization_config"])
+    if raw.get("dual_chunk_attention_config"):
+        values["dual_chunk_attention_config"] = DualChunk(**raw["dual_chunk_attention_config"])
     values["torch_dtype"] = raw.get("torch_dtype") or "float32"
+    if raw.get("rope_scaling"):
+        trained = raw.get("max_position_embeddings", 32768)
+        said = {key: value for key, value in raw["rope_scaling"].items() if value is not None}
+        values["rope_scaling"] = RopeScaling(**{"original_max_position_embeddings": trained, **said})
     values["layer_types"] = layer_types(raw)
     values["sliding_window"] = raw.get("sliding_window", 4096) if sliding else None
     return Config(**values)
@@ -209,8 +284,10 @@ def modern_spelling(raw: dict) -> dict:
 
     >>> modern_spelling({"dtype": "bfloat16", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
     {'torch_dtype': 'bfloat16', 'rope_theta': 1000000.0}
+    >>> modern_spelling({"rope_scaling": {"type": "yarn", "factor": 4.0}})
+    {'rope_scaling': {'factor': 4.0}}
     """
-    raw = dict(raw)
+    raw, scaling = dict(raw), None
     if "dtype" in raw:
         raw.setdefault("torch_dtype", raw.pop("dtype"))
     for key in ("rope_scaling", "rope_parameters"):
@@ -220,18 +297,22 @@ def modern_spelling(raw: dict) -> dict:
         if not isinstance(rope, dict):
             raise ModelFilesError(f"{key} is {rope!r} but must be an object")
         kinds = {rope[name] for name in ("type", "rope_type") if isinstance(rope.get(name), str)}
-        unknown = sorted(set(rope) - {"type", "rope_type", "rope_theta"})
-        if kinds != {"default"} or unknown:
+        numbers = {name: value for name, value in rope.items() if name not in ("type", "rope_type", "rope_theta")}
+        if kinds == {"yarn"}:
+            if scaling not in (None, numbers):
+                raise ModelFilesError("rope_scaling and rope_parameters say different things; which is right?")
+            scaling = numbers
+        elif kinds != {"default"} or numbers:
             kind = ", ".join(sorted(kinds)) or "not named"
-            extra = f" with {', '.join(unknown)}" if unknown else ""
+            extra = f" with {', '.join(sorted(numbers))}" if numbers else ""
             raise ModelFilesError(
-                f"{key}: rope type {kind}{extra} is not supported yet, and ignoring it would change the result; "
-                "without the key the model runs at its trained length"
+                f"{key}: rope type {kind}{extra} is not supported, only yarn is, and ignoring it would change the "
+                "result; without the key the model runs at its trained length"
             )
         theta = rope.get("rope_theta", raw.get("rope_theta"))
         if theta is not None and raw.setdefault("rope_theta", theta) != theta:
             raise ModelFilesError(f"rope_theta is {raw['rope_theta']} but {key} says {theta}; which is right?")
-    return raw
+    return raw if scaling is None else {**raw, "rope_scaling": scaling}
 
 
 def complaints_by_field(raw: dict, ignore: tuple[str, ...]) -> list[str]:
@@ -265,6 +346,23 @@ def complaints_across_fields(raw: dict) -> list[str]:
         found.append("head_dim is odd, but RoPE rotates pairs")
     if raw.get("use_sliding_window") and raw.get("sliding_window", 4096) in (None, 0):
         found.append("use_sliding_window is true but sliding_window gives no width")
+    if scaling := raw.get("rope_scaling"):
+        trained = scaling.get("original_max_position_embeddings") or raw.get("max_position_embeddings", 32768)
+        if scaling["factor"] * trained > 2**24:
+            found.append(f"rope_scaling stretches {trained} tokens {scaling['factor']:g} times, beyond {2**24}")
+        if raw.get("rope_theta", 10000.0) <= 1:
+            found.append("rope_scaling needs a rope_theta above 1: with 1, all pairs turn alike")
+    chunk = raw.get("dual_chunk_attention_config")
+    trained = raw.get("max_position_embeddings", 32768)
+    if chunk and chunk["chunk_size"] > trained:
+        found.append(
+            f"chunk_size of dual_chunk_attention_config is {chunk['chunk_size']}, but the model knows distances up to "
+            f"{trained} only (max_position_embeddings)"
+        )
+    if chunk and raw.get("rope_scaling"):
+        found.append(YARN_OR_CHUNKS)
+    if chunk and raw.get("use_sliding_window"):
+        found.append("dual_chunk_attention_config reaches over all of a text, use_sliding_window cuts it off; which?")
     types = raw.get("layer_types")
     if types:
         if len(types) != layers:
@@ -322,6 +420,13 @@ def to_json(config: Config) -> str:
         raw["quantization_config"] = written(config.quantization_config)
     else:
         raw.pop("quantization_config")  # the published files leave it out, too
+    chunk = raw.pop("dual_chunk_attention_config")
+    if chunk:
+        raw["dual_chunk_attention_config"] = dict(chunk._asdict())
+    if config.rope_scaling:
+        raw["rope_scaling"] = written_scaling(config.rope_scaling)
+    else:
+        raw.pop("rope_scaling")
     raw["architectures"] = ["Qwen2MoeForCausalLM" if sparse else "Qwen2ForCausalLM"]
     raw["hidden_act"] = "silu"
     raw["use_sliding_window"] = config.sliding_window is not None

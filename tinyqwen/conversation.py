@@ -39,6 +39,8 @@ class Conversation:
         ids = self.runtime.encode_chat(self.messages, plain=self.plain)
         reused = common_length(ids, self._cached_ids[: self._cache.length])
         reused = min(reused, len(ids) - 1)  # the last one's logits are wanted
+        if not self._cache.keeps(reused):  # sliding windows have moved on: read it all again
+            reused = 0
         self._cache.length = reused
         running = self.runtime.start(ids, cache=self._cache, **settings)
         self._cached_ids = running.ids  # the same list: it grows with the answer, as the cache does

@@ -125,7 +125,8 @@ def generate(
             sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
         taken = share(running, chunk)
         unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
-        step = make_step([(ids, sequence.cache) for sequence, ids in taken], unfinished=unfinished)
+        lengths = [len(sequence.ids) for sequence, _ in taken]
+        step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
         logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
         rows = iter(logits_NV)
         for (sequence, _), more in zip(taken, unfinished):

@@ -9,6 +9,7 @@ Source: transformers, Qwen2Model and Qwen2ForCausalLM.
 """
 
 from tinyqwen.blocks.decoder_layer import decoder_layer
+from tinyqwen.blocks.dual_chunk import dual_chunk_tables
 from tinyqwen.blocks.embedding import take_rows
 from tinyqwen.blocks.linear import linear
 from tinyqwen.blocks.rms_norm import rms_norm
@@ -32,12 +33,15 @@ def forward(backend, config, weights, step):
     (1, 30)
     """
     x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
-    cos_TKh, sin_TKh = rope_tables(backend, step.position_T, head_dim=config.head_dim, theta=config.rope_theta)
+    angles = {"head_dim": config.head_dim, "theta": config.rope_theta}
+    chunk = config.dual_chunk_attention_config
+    if chunk is None:  # NOTE: YaRN is static. With rope_scaling in the config, short texts change, too
+        tables = [rope_tables(backend, step.position_T, **angles, scaling=config.rope_scaling)]
+    else:
+        tables = dual_chunk_tables(backend, step.position_T, step.length_T, **angles, chunk=chunk)
 
     for layer in range(config.num_hidden_layers):
-        x_TD = decoder_layer(
-            backend, x_TD, weights.layers[layer], cos_TKh, sin_TKh, config=config, step=step, layer=layer
-        )
+        x_TD = decoder_layer(backend, x_TD, weights.layers[layer], tables, config=config, step=step, layer=layer)
 
     x_ND = take_rows(backend, x_TD, step.row_N)  # a prompt of T tokens needs one row of logits, not T
     x_ND = rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)

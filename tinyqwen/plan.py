@@ -28,9 +28,10 @@ from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.record import closed
 from tinyqwen.weights import Node, names_of, walk
 
-BYTES = {"f32": 4, "bf16": 2}  # of a number in the cache
+BYTES = {"f32": 4, "bf16": 2}  # of a number, where weights and cache are kept alike
 ROOMS = (8, 16, 24, 80)  # GB: the memories of graphics cards and laptops that people have
-OPENED = frozenset({"attention", "route", "experts"})  # operations with a cost that have others inside
+ATTENTION = frozenset({"attention", "attention_part", "dual_chunk_attention", "sliding_window_attention"})
+OPENED = ATTENTION | {"route", "experts"}  # operations with a cost that have others inside
 
 
 # ---- the model on shapes ----
@@ -56,10 +57,10 @@ def on_shapes(config: Config, weights: Node, tokens: int, keys: int, *, opened=(
     """
     backend = Meta(opened=frozenset(opened))
     cache = KVCache(backend, config)
-    cache.reserve(keys)
+    cache.reserve(keys, step=tokens)
     cache.length = keys - tokens
     tracing = Tracing(backend, names_of(weights))
-    forward(tracing, config, weights, make_step([([0] * tokens, cache)], unfinished=[not logits]))
+    forward(tracing, config, weights, make_step([([0] * tokens, cache)], lengths=[keys + (not logits)]))
     return Planned(tracing.spans, backend.peak_bytes)
 
 
@@ -91,7 +92,7 @@ def bytes_of(span: Span, kv_scale: float) -> tuple[float, float]:
     if span.cost is None:
         return 0.0, 0.0
     read: float = span.cost.read
-    if span.operation == "attention":  # queries are as much as what is written; the rest is the cache
+    if span.operation in ATTENTION:  # queries are as much as what is written; the rest is the cache
         read = span.cost.written + (span.cost.read - span.cost.written) * kv_scale
     return read, span.cost.written * (kv_scale if span.operation == "update_cache" else 1)
 
@@ -118,6 +119,7 @@ class Memory(NamedTuple):
     activations   the most that a step's results take together, attention's inside left out; float32
     logits        one row over the vocabulary; float32
     scores        what attention takes more, where its scores are stored (as the definition does); fast kernels do not
+    windows       the part of `kv` that no longer grows with the context: sliding windows that are full
     """
 
     weights: int
@@ -125,6 +127,7 @@ class Memory(NamedTuple):
     activations: int
     logits: int
     scores: int
+    windows: int = 0
 
     @property
     def total(self) -> int:
@@ -133,26 +136,44 @@ class Memory(NamedTuple):
 
     def stored_in(self, itemsize: int) -> Memory:
         """The same with so many bytes a weight and a number in the cache (float32 has 4); the rest stays float32."""
-        return self._replace(weights=self.weights * itemsize // 4, kv=self.kv * itemsize // 4)
+        scaled = {name: getattr(self, name) * itemsize // 4 for name in ("weights", "kv", "windows")}
+        return self._replace(**scaled)
 
 
-def memory(config: Config, context: int, format: str = "f32", kv: str = "f32", chunk: int = CHUNK) -> Memory:
+def kv_bytes_per_token(config: Config, kv: str) -> int:
+    """What a token takes in a cache of that format, asked of the cache itself.
+
+    >>> from tinyqwen.sizes import SIZES
+    >>> [kv_bytes_per_token(SIZES["0.5B"].config(), kv) for kv in ("f32", "bf16", "int8")]
+    [24576, 12288, 6528]
+    """
+    return KVCache(Meta(), config, kv).bytes_per_token
+
+
+def memory(
+    config: Config, context: int, format: str = "f32", kv: str = "f32", *, tables: str = "int8", chunk: int = CHUNK
+) -> Memory:
     """At the end of a prompt that fills the context and is read in chunks, with weights and cache in these formats.
+
+    tables   the embedding's and the head's format when weights are int4
 
     >>> from tinyqwen.sizes import SIZES
     >>> one = memory(SIZES["0.5B"].config(), 32768)
     >>> one.kv // 2**20, one.stored_in(2).kv // 2**20                     # MiB: 24 KiB a token, and 12 in bf16
     (768, 384)
     """
-    weights, tokens = shape_weights(config, format), min(chunk, context)
+    weights, tokens, cache = shape_weights(config, format, tables), min(chunk, context), KVCache(Meta(), config, kv)
+    kv_bytes = cache.bytes_at(context, tokens)
+    growth = cache.bytes_at(context + 1, tokens) - kv_bytes
     plain = on_shapes(config, weights, tokens, context, logits=False).peak_bytes
-    stored = on_shapes(config, weights, tokens, context, opened=("attention",), logits=False).peak_bytes
+    stored = on_shapes(config, weights, tokens, context, opened=ATTENTION, logits=False).peak_bytes
     return Memory(
         sum(array.nbytes for _, array in walk(weights) if not isinstance(array, Node)),
-        BYTES[kv] * config.kv_values_per_token * context,
+        kv_bytes,
         plain,
         4 * config.vocab_size,
         max(0, stored - plain),
+        kv_bytes - growth * context,
     )
 
 
@@ -167,8 +188,11 @@ def longest_context(one: Memory, context: int, room: int) -> int:
     >>> memory(config, fits).total <= 8 * 10**9 < memory(config, fits + 1).total
     True
     """
-    left = room - (one.total - one.kv)
-    return max(0, left * context // one.kv)
+    growing = one.kv - one.windows
+    left = room - (one.total - growing)
+    if not growing:  # every layer slides: this context, and any other
+        return context if left >= 0 else 0
+    return max(0, left * context // growing)
 
 
 # ---- positions ----
@@ -184,6 +208,7 @@ def wavelengths(config: Config) -> np.ndarray:
     [6.28, 4080185.13]
     """
     cos_TKh, sin_TKh = rope_tables(
-        Backend(dtype=np.float64), np.array([1]), head_dim=config.head_dim, theta=config.rope_theta
-    )
+        Backend(dtype=np.float64), np.array([1]), head_dim=config.head_dim, theta=config.rope_theta,
+        scaling=config.rope_scaling,
+    )  # fmt: skip
     return 2 * math.pi / np.arctan2(sin_TKh[0], cos_TKh[0])

@@ -16,7 +16,7 @@ import numpy as np
 
 from backends.interface import Backend
 from backends.quantised import Quantised, quantise
-from tinyqwen.config import Config
+from tinyqwen.config import FULL, Config, DualChunk
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -47,16 +47,17 @@ def prepare(
     tiny_weights = tree(fill(tiny, lambda name, shape: like(real[kind(name.removeprefix("model."))], shape)))
     with announced(compiling or (lambda name: None)):
         cache, other = make_cache(backend, tiny), make_cache(backend, tiny)
-        # Large chunks, a few tokens, one, with enough keys that attention shares them out, too; and one of each of two
-        # sequences. The logits of all tokens, because several sequences want several rows.
-        one = [([0], cache)]
-        for parts in ([([0] * CHUNK, cache)], [([0] * CHUNK, cache)], [([0] * 3, cache)], one, [*one, ([0], other)]):
+        # Large chunks, a few tokens, one, with enough keys that attention shares them out, too, also where it meets
+        # them in parts; and one of each of two sequences. The logits of all tokens, because several sequences want
+        # several rows.
+        chunk, one = [([0] * CHUNK, cache)], [([0], cache)]
+        for parts in (chunk, chunk, chunk, [([0] * 3, cache)], one, [*one, ([0], other)]):
             logits_NV = forward(backend, tiny, tiny_weights, make_step(parts, all_logits=True))
         sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
 
 
 def small(config: Config) -> Config:
-    """One layer of the same kind; what kernels may be made for (sizes of heads) stays, all else shrinks.
+    """One layer of each kind; what kernels may be made for (sizes of heads) stays, all else shrinks.
 
     Not below 512, though: with so wide rows, a chunk of prompt is large enough to be shared by threads.
 
@@ -66,12 +67,16 @@ def small(config: Config) -> Config:
     """
     experts, K = min(config.num_experts, 2), config.head_dim
     R = config.num_attention_heads // config.num_key_value_heads
+    chunk = config.dual_chunk_attention_config and DualChunk(40, 8)
+    types = tuple(dict.fromkeys((FULL, *config.layer_types)))  # a window far shorter than the text, so that it slides
     G = max(min(config.num_key_value_heads, 2), -(-512 // (R * K)))  # one head alone is another type: end to end
     return dataclasses.replace(
-        config, hidden_size=512, intermediate_size=512, num_hidden_layers=1, vocab_size=2048, head_dim=K,
+        config, hidden_size=512, intermediate_size=512, num_hidden_layers=len(types), vocab_size=2048, head_dim=K,
         num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
         moe_intermediate_size=32, shared_expert_intermediate_size=512,
-        decoder_sparse_step=1, mlp_only_layers=(), layer_types=config.layer_types[:1],
+        decoder_sparse_step=1, mlp_only_layers=(), layer_types=types,
+        sliding_window=config.sliding_window and 50,
+        dual_chunk_attention_config=chunk,
     )  # fmt: skip
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import backends
 from tinyqwen.chat_template import Message, encode_chat, read_template
 from tinyqwen.checkpoint import Checkpoint, open_checkpoint
-from tinyqwen.config import Config
+from tinyqwen.config import Config, DualChunk
 from tinyqwen.config_json import read_config
+from tinyqwen.context import check_context, check_memory, check_prompt, stretched
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.formats import weight_bytes
-from tinyqwen.generate import Event, Running, generate
+from tinyqwen.generate import CHUNK, Event, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
 from tinyqwen.prepare import prepare
@@ -89,10 +90,11 @@ class Runtime:
         """
         if strangers := [token for token in ids if not 0 <= token < self.config.vocab_size]:
             raise UsageError(f"id {strangers[0]} is not in the model's vocabulary of {self.config.vocab_size}")
-        per_token = self.cache().bytes_per_token
-        if per_token * len(ids) > 2**28:
-            needed = per_token * (len(ids) + (max_new_tokens or 0))
-            require(needed, f"the KV cache of {len(ids)} tokens", "shorten the prompt")
+        check_prompt(self.config, self.context, len(ids))
+        needed = self.cache().bytes_at(len(ids) + (max_new_tokens or 0), CHUNK)
+        if needed > 2**28:
+            hint = "shorten the prompt" + (", or take --kv-dtype int8" if self.kv_format != "int8" else "")
+            require(needed, f"the KV cache of {len(ids)} tokens in {self.kv_format}", hint)
         return Running(
             list(ids),
             self.cache() if cache is None else cache,
@@ -137,6 +139,8 @@ def load(
     mapped: bool | None = None,
     kv_dtype: str = "auto",
     context: int | None = None,
+    yarn: float | None = None,
+    dca: DualChunk | None = None,
     ignore_config: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
     compiling: Callable[[str], None] | None = None,
@@ -148,7 +152,9 @@ def load(
     dtype           the weights' format: f32, bf16, int8, int4; auto: as stored, but on numpy, which has no kernels for
                     other types, f32. tables, keep, mapped: as of `open_checkpoint`; definitions take mapped files
     kv_dtype        the caches' format: f32, bf16, int8; auto: see `cache_format`
-    context         at most so many tokens, prompt and answer together; default: max_position_embeddings
+    context         at most so many tokens, prompt and answer together; default: all that the model can look at
+    yarn            run the model at so many times its trained context, whatever config.json says of it
+    dca             run the model with Dual Chunk Attention, in chunks of that kind
     ignore_config   keys of config.json to accept although their effect is unknown
     progress        called with bytes done and bytes in all while weights are read
     compiling       called with the name of each kernel before it is compiled, which happens once on a machine
@@ -161,17 +167,24 @@ def load(
     except ValueError as error:
         raise UsageError(str(error)) from None
     if (folder / "config.json").is_file():  # small files first: what is wrong there should not cost a long read
-        config = read_config(folder / "config.json", ignore_config)
-        if context is not None and not 1 <= context <= config.max_position_embeddings:
-            raise UsageError(f"--context must be from 1 to {config.max_position_embeddings}, is {context}")
+        config = stretched(read_config(folder / "config.json", ignore_config), yarn, dca)
         check_room(config, dtype, backend, tables)
-    with ThreadPoolExecutor(1) as beside:  # 0.7 s for the tokenizer, in which the weights are read
+        if context is not None:
+            check_context(config, context)
+        if context is not None or yarn is not None or dca is not None:  # a context that nobody asked for need not fit
+            format = loaded_format(config, dtype, backend)
+            check_memory(
+                config, context or config.context, format=format, tables=tables or "int8",
+                kv=cache_format(kv_dtype, computes, format), kernels="attention" in computes.bodies,
+            )  # fmt: skip
+    with ThreadPoolExecutor(1) as beside:  # 0.5 s for the tokenizer, in which the weights are read
         tokenizer_to_be = beside.submit(Tokenizer, folder)
         checkpoint = open_checkpoint(
             folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
             mapped=mapped if computes.bodies else True, progress=progress,
         )  # fmt: skip
         tokenizer = tokenizer_to_be.result()
+    checkpoint = replace(checkpoint, config=stretched(checkpoint.config, yarn, dca))
     if tokenizer.size > checkpoint.config.vocab_size:
         raise ModelFilesError(
             f"{folder / 'tokenizer.json'}: has ids up to {tokenizer.size - 1}, but the model has "
@@ -191,7 +204,7 @@ def load(
         generation,
         template,
         variables,
-        context or checkpoint.config.max_position_embeddings,
+        context or checkpoint.config.context,
         kv_format,
     )
 
@@ -211,6 +224,15 @@ def cache_format(kv_dtype: str, backend: backends.Backend, weights: str) -> str:
 def weight_format(dtype: str, backend: str) -> str | None:
     """What `open_checkpoint` is asked for: on a backend without kernels of its own, auto is its default."""
     return None if dtype == "auto" and backend == "numpy" else dtype
+
+
+def loaded_format(config: Config, dtype: str, backend: str) -> str:
+    """The format that the weights will have, as far as config.json tells."""
+    if config.quantization_config:
+        return config.quantization_config.format
+    stored = "bf16" if config.torch_dtype == "bfloat16" else "f32"
+    wanted = weight_format(dtype, backend) or "f32"
+    return stored if wanted == "auto" else wanted
 
 
 def check_room(config: Config, dtype: str, backend: str, tables: str | None) -> None:

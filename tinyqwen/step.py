@@ -32,12 +32,14 @@ class Step:
 
     token_T      ids
     position_T   each token's place in its own sequence
+    length_T     how long its text is, tokens that are still to come included: that of the prompt in prefill
     spans        whose tokens they are
     row_N        the rows whose logits are wanted; a prompt needs its last row only
     """
 
     token_T: np.ndarray
     position_T: np.ndarray
+    length_T: np.ndarray
     spans: tuple[Span, ...]
     row_N: np.ndarray
 
@@ -46,12 +48,13 @@ def make_step(
     parts: Sequence[tuple[Sequence[int], KVCache | None]],
     *,
     all_logits: bool = False,
-    unfinished: Sequence[bool] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Step:
     """The step that feeds each cache its next tokens and asks for the logits of each sequence's last one (or of all).
 
-    parts        per sequence the ids that come next, and its cache
-    unfinished   per sequence whether more of its prompt is to come, so that nobody needs its logits yet
+    parts     per sequence the ids that come next, and its cache
+    lengths   per sequence how long its text is, what comes in later steps included: while more of a prompt is to come,
+              nobody needs its logits. Default: nothing more comes
 
     Errors: ValueError for a sequence without ids, and for one cache given twice: both would be silently wrong.
 
@@ -62,14 +65,17 @@ def make_step(
     caches = [id(cache) for _, cache in parts if cache is not None]
     if len(set(caches)) < len(caches) or not all(ids for ids, _ in parts):
         raise ValueError("each sequence of a step needs at least one id, and a cache of its own")
-    spans, tokens, positions = [], [], []
-    for ids, cache in parts:
+    spans, tokens, positions, texts, asked = [], [], [], [], []
+    for n, (ids, cache) in enumerate(parts):
         past = cache.length if cache is not None else 0
+        length = lengths[n] if lengths is not None else past + len(ids)
         if cache is not None:
             cache.reserve(past + len(ids))
         spans.append(Span(len(tokens), len(tokens) + len(ids), cache))
         tokens.extend(ids)
         positions.extend(range(past, past + len(ids)))
-    asked = [span.stop - 1 for n, span in enumerate(spans) if not (unfinished and unfinished[n])]
+        texts.extend([length] * len(ids))
+        if past + len(ids) == length:
+            asked.append(len(tokens) - 1)
     row_N = np.arange(len(tokens)) if all_logits else np.array(asked, int)
-    return Step(np.array(tokens, int), np.array(positions, int), tuple(spans), row_N)
+    return Step(np.array(tokens, int), np.array(positions, int), np.array(texts, int), tuple(spans), row_N)

@@ -120,6 +120,6 @@ longest = ...
 
 # %%
 # Exercise 3. Plant a thirteenth bug: scores divided by K instead of its root. The right body, to build upon, is
-# `tinyqwen.blocks.attention.scores.definition`; the wrong one is a function (backend, q_GRTK, k_GSK, *, window=None).
+# `tinyqwen.blocks.attention.scores.definition`; the wrong one is a function (backend, q_GRTK, k_GSK, **settings).
 wrong_scores = ...
 # assert np.isclose(diff(right, planted("scores", wrong_scores), prompt).at.max_rel, config.head_dim**0.5 - 1)

@@ -15,11 +15,12 @@ import ml_dtypes
 import numpy as np
 
 from backends import Backend
-from tinyqwen.blocks.attention import attention, self_attention, softmax, visible
+from tinyqwen.blocks.attention import attention, scores, softmax, visible
 from tinyqwen.blocks.linear import add, linear
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
 from tinyqwen.blocks.rope import rope_tables
+from tinyqwen.blocks.self_attention import self_attention
 from tinyqwen.blocks.swiglu import feed_forward, swiglu
 
 
@@ -48,15 +49,15 @@ def rope_neighbours(backend, x_TNK, cos_TKh, sin_TKh):
     return out_TNK
 
 
-def rope_bfloat16(backend, position_T, *, head_dim, theta):
+def rope_bfloat16(backend, position_T, *, head_dim, theta, scaling):
     exponent_Kh = np.arange(0, head_dim, 2) / head_dim
     angle_TKh = (position_T[:, None] * theta**-exponent_Kh).astype(ml_dtypes.bfloat16).astype(backend.dtype)
     return np.cos(angle_TKh), np.sin(angle_TKh)
 
 
-def decode_position(backend, position_T, *, head_dim, theta):
+def decode_position(backend, position_T, *, head_dim, theta, scaling):
     decoding = len(position_T) == 1
-    return rope_tables.definition(backend, position_T + decoding, head_dim=head_dim, theta=theta)
+    return rope_tables.definition(backend, position_T + decoding, head_dim=head_dim, theta=theta, scaling=scaling)
 
 
 # ---- norms, biases, residuals -------------------------------------------------------------------------------------
@@ -72,10 +73,10 @@ def no_qkv_bias(backend, x_TI, weight_OI, bias_O=None):
     return linear.definition(backend, x_TI, weight_OI)
 
 
-def residual_after_norm(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+def residual_after_norm(backend, x_TD, weights, tables, *, config, step, layer):
     eps = config.rms_norm_eps
     x_TD = rms_norm(backend, x_TD, weights.input_layernorm.weight, eps=eps)
-    h_TD = self_attention(backend, x_TD, weights.self_attn, cos_TKh, sin_TKh, config=config, step=step, layer=layer)
+    h_TD = self_attention(backend, x_TD, weights.self_attn, tables, config=config, step=step, layer=layer)
     x_TD = add(backend, x_TD, h_TD)
     x_TD = rms_norm(backend, x_TD, weights.post_attention_layernorm.weight, eps=eps)
     if config.is_sparse(layer):
@@ -93,15 +94,16 @@ def heads_modulo(backend, q_THK, keys, values, *, spans, window=None):
     return out_THK.reshape(T, G, H // G, K).swapaxes(1, 2).reshape(T, H, K)
 
 
-def sees_next(backend, q_GRTK, k_GSK, *, window=None):
+def sees_next(backend, q_GRTK, k_GSK, *, window=None, past=None):
     (_, _, T, K), S = q_GRTK.shape, k_GSK.shape[1]
+    past = S - T if past is None else past
     scores_GRTS = (q_GRTK * K**-0.5) @ k_GSK[:, None].swapaxes(2, 3)
-    sees_TS = visible(np, T, S + 1, window and window + 1)[:, :S]  # as if each query were one token later
+    sees_TS = visible(np, T, S, window and window + 1, past + 1)  # as if each query were one token later
     return np.where(sees_TS, scores_GRTS, -np.inf).astype(q_GRTK.dtype)
 
 
-def window_plus_one(backend, q_THK, keys, values, *, spans, window=None):
-    return attention.definition(backend, q_THK, keys, values, spans=spans, window=window and window + 1)
+def window_plus_one(backend, q_GRTK, k_GSK, *, window=None, past=None):
+    return scores.definition(backend, q_GRTK, k_GSK, window=window and window + 1, past=past)
 
 
 # ---- feed-forward and experts -------------------------------------------------------------------------------------
@@ -133,9 +135,7 @@ BUGS = {
     "residual-after-norm": Bug("the norm's result took the place of the stream", "decoder_layer", residual_after_norm),
     "heads-modulo": Bug("KV heads were tiled (0 1 0 1) instead of repeated (0 0 1 1)", "attention", heads_modulo),
     "sees-next": Bug("triu(2) for triu(1): every prompt token saw the next one", "scores", sees_next),
-    "window-plus-one": Bug(
-        "a window of W keys and the query itself, instead of W in all", "attention", window_plus_one
-    ),
+    "window-plus-one": Bug("a window of W keys and the query itself, instead of W in all", "scores", window_plus_one),
     "gate-up-swapped": Bug("a fused gate_up matrix was cut the other way round", "swiglu", gate_up_swapped),
     "softmax-after-top-k": Bug("Mixtral's router was taken over for Qwen2-MoE", "route", softmax_after_top_k),
     "no-shared-gate": Bug("the shared expert was simply added", "sigmoid_gate", no_shared_gate),

@@ -129,7 +129,8 @@ def write_sources(folder: Path) -> None:
             (folder / place / f"{name}.md").write_text(page(source), encoding="utf-8")
             contents["Lessons" if place == "lessons" else "Modules"].append(f"{place}/{name}")
     (folder / "walkthrough").mkdir()
-    shutil.copy(ROOT / "walkthrough" / "trace.svg", folder / "walkthrough")
+    for picture in ("trace.svg", "dual_chunk.svg"):
+        shutil.copy(ROOT / "walkthrough" / picture, folder / "walkthrough")
     index = [readme_page(), *(table_of_contents(title, pages) for title, pages in contents.items())]
     (folder / "index.md").write_text("\n\n".join(index), encoding="utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, markup=False)
 
@@ -54,3 +55,43 @@ def table(heads: str, *rows: tuple) -> None:
     for row in rows:
         grid.add_row(*map(str, row))
     console.print(grid)
+
+
+COLOURS = ("#7fb2e5", "#f2c14e", "#e88873")  # light enough for black figures
+
+
+def coloured(matrix, kinds) -> None:
+    """A lower triangle of whole numbers, each on its kind's colour; where there are no colours, a mark tells it, too.
+
+    matrix, kinds   numbers, and for each which of the colours it has (marks: none, ' and ")
+
+    >>> coloured([[0, 0], [3, 0]], [[0, 0], [1, 0]])
+     0
+     3' 0
+    """
+    for row, numbers in enumerate(matrix):
+        line = Text()
+        for number, kind in zip(numbers[: row + 1], kinds[row]):
+            line.append(f"{number:2}" + " '\""[kind], style=f"black on {COLOURS[kind]}")
+        console.print(line)
+
+
+def coloured_svg(matrix, kinds, legend) -> str:
+    """The same as an SVG picture, with the names of the kinds below it."""
+    side, rows = 22, len(matrix)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {rows * side} {(rows + 2) * side}" '
+        'font-family="sans-serif" font-size="11" text-anchor="middle">'
+    ]
+
+    def cell(x, y, width, colour, text):
+        parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{side}" fill="{colour}" stroke="white"/>')
+        parts.append(f'<text x="{x + width / 2:g}" y="{y + 15}">{text}</text>')
+
+    for i, numbers in enumerate(matrix):
+        for j, number in enumerate(numbers[: i + 1]):
+            cell(j * side, i * side, side, COLOURS[kinds[i][j]], number)
+    width = rows * side / len(legend)
+    for n, name in enumerate(legend):
+        cell(n * width, (rows + 1) * side, width, COLOURS[n], name)
+    return "\n".join([*parts, "</svg>\n"])

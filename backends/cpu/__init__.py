@@ -15,6 +15,7 @@ import numpy as np
 from backends.cpu.adam import adam
 from backends.cpu.attention import attention_for
 from backends.cpu.attention_gradient import attention_gradient
+from backends.cpu.attention_part import attention_part_for
 from backends.cpu.by_likelihood import by_likelihood
 from backends.cpu.decoder_layer import decoder_layer_for
 from backends.cpu.experts import experts
@@ -23,6 +24,7 @@ from backends.cpu.likeliest import likeliest
 from backends.cpu.linear import linear_for
 from backends.cpu.linear_gradient import linear_gradient
 from backends.cpu.log_probability import log_probability, log_probability_gradient
+from backends.cpu.merge_parts import merge_parts
 from backends.cpu.rms_norm import rms_norm, rms_norm_gradient
 from backends.cpu.rope import rope
 from backends.cpu.route import route
@@ -38,8 +40,11 @@ from backends.interface import Backend, Operation
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
-    made = attention_for(features), decoder_layer_for(features), linear_for(features)
-    there = by_likelihood, experts, likeliest, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows, update_cache
+    made = attention_for(features), attention_part_for(features), decoder_layer_for(features), linear_for(features)
+    there = (
+        by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
+        update_cache,
+    )  # fmt: skip
     back = attention_gradient, linear_gradient, log_probability_gradient, rms_norm_gradient, swiglu_gradient
     bodies = *made, *there, *back, take_rows_gradient, log_probability, adam
     return {body.__name__: body for body in bodies}

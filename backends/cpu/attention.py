@@ -38,6 +38,7 @@ CHUNK = 512  # keys of a chunk
 BLOCK = 256  # rows of a block, about
 FLOATS, PAIRS = 0.0, 0  # what numbers are multiplied as; kernels are compiled for the type
 NO_PARTS = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.float32)
+NO_LSE = np.empty((0, 0), np.float32)
 
 attend_shared = shared(attend_blocks)
 
@@ -50,7 +51,8 @@ def attention_for(features: frozenset[str]) -> Callable:
         q_THK = plain(q_THK)
         out_THK = np.empty(q_THK.shape, np.float32)
         for (start, stop, _), k_GSK, v_GSK in zip(spans, keys, values, strict=True):
-            attend(q_THK[start:stop], *as_stored(k_GSK, v_GSK, bf16), window, out_THK[start:stop])
+            past, stored = k_GSK.shape[1] - (stop - start), as_stored(k_GSK, v_GSK, bf16)
+            attend(q_THK[start:stop], *stored, past, window, out_THK[start:stop], NO_LSE)
         return out_THK
 
     return attention
@@ -71,26 +73,29 @@ def as_stored(k_GSK, v_GSK, bf16: bool):
     return k_GSK.values, v_GSK.values, k_GSK.scales, v_GSK.scales, PAIRS if pairs else FLOATS
 
 
-def attend(q_THK, k_GSK, v_GSK, k_scale_GS, v_scale_GS, kind, window, out_THK):
-    """One sequence."""
+def attend(q_THK, k_GSK, v_GSK, k_scale_GS, v_scale_GS, kind, past, window, out_THK, lse_TH):
+    """One sequence's queries against a stretch of its keys, of which `past` lie before the first query's own place."""
     (T, H, K), (G, S, _) = q_THK.shape, k_GSK.shape
-    R = H // G
+    R, end = H // G, min(S, past + T)
     height = R if R <= 16 and (R >= 4 or T == 1) else 8  # rows of a tile: a token's, so that it needs no filling up
     block_rows = BLOCK // height * height
-    window = S if window is None else min(window, S)
-    first_key = max(0, S - T + 1 - window)
+    window = past + T if window is None else min(window, past + T)
+    first_key = max(0, past + 1 - window)
+    if end <= first_key:  # nobody sees any of them
+        out_THK[:], lse_TH[:] = 0, -np.inf
+        return
     blocks = -(-T * R // block_rows)
     chunk_keys = CHUNK if blocks == 1 else S
-    chunks = -(-(S - first_key) // chunk_keys)
+    chunks = -(-(end - first_key) // chunk_keys)
     m_GCn, part_GCnK = NO_PARTS if chunks == 1 else room_for_parts(G, chunks, -(-T * R // height) * height, K)
     # Tokens first: views whose memory is never end to end. Kernels are compiled for that type, and once only.
-    k_SGK, v_SGK = k_GSK.swapaxes(0, 1), v_GSK.swapaxes(0, 1)
+    k_SGK, v_SGK = k_GSK.swapaxes(0, 1)[:end], v_GSK.swapaxes(0, 1)[:end]
     attend_shared(
-        G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, (block_rows, first_key, chunk_keys, window),
-        (kind,) * height, m_GCn, part_GCnK, out_THK,
+        G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS,
+        (block_rows, first_key, chunk_keys, past, window), (kind,) * height, m_GCn, part_GCnK, out_THK, lse_TH,
     )  # fmt: skip
     if chunks > 1:
-        finish_parts(m_GCn, part_GCnK, k_SGK, out_THK)
+        finish_parts(m_GCn, part_GCnK, k_SGK, out_THK, lse_TH)
 
 
 def room_for_parts(G, chunks, rows, K):

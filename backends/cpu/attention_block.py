@@ -13,7 +13,8 @@ so scores never leave the first-level cache, and memory is linear in the context
     m_n         each row's largest score
     part_nK     each row's sum of exp(score - m) * value, and behind it, in 16 lanes, that of exp(score - m)
 
-Parts of the same rows against other keys merge exactly, in `finish`.
+Parts of the same rows against other keys merge exactly, in `finish`. If asked, it leaves m + log(sum of exp) besides:
+then the result itself is a part of something larger, see tinyqwen/blocks/attention_parts.py.
 
 Numbers are multiplied as float32, or as pairs of bfloat16 that share a lane: i and i + 16 of each run of 32. Keys and
 values that are bfloat16 in memory come as int32, which are pairs of neighbours: such keys need nothing but the turn.
@@ -46,18 +47,22 @@ swap1, swap2, swap4, swap8 = (shuffle(tuple(lane ^ n for lane in range(16))) for
 
 
 @kernel
-def attend_blocks(begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, rows, m_GCn, part_GCnK, out_THK):
+def attend_blocks(
+    begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, rows, m_GCn, part_GCnK, out_THK, lse_TH
+):
     """Tasks begin .. end - 1 of one sequence: each a block of rows of a KV head against a chunk of keys.
 
     q_THK, out_THK   the sequence's own rows
     k_scale_GS ...   what a key or value is multiplied by (int8), or None
-    cut              (rows of a block, the first key that is seen, keys of a chunk, how many keys a row sees)
+    cut              (rows of a block, the first key that is seen, keys of a chunk, how many keys lie before the first
+                     row's own place, how many keys a row sees)
     rows             a tuple with an item for each row of a tile: of floats, or of integers to multiply in pairs
     m_GCn ...        where parts are left, to be merged; empty if all keys are one chunk: then blocks finish themselves
+    lse_TH           where the log of the sum of exp is left; empty if nobody wants it
     """
     (T, H, K), (S, G, _) = q_THK.shape, k_SGK.shape
     R, height, width = H // G, len(rows), (K + LANES - 1) // LANES * LANES
-    block_rows, first_key, chunk_keys, window = cut
+    block_rows, first_key, chunk_keys, past, window = cut
     blocks, chunks = (T * R + block_rows - 1) // block_rows, (S - first_key + chunk_keys - 1) // chunk_keys
 
     room = (min(block_rows, T * R) + height - 1) // height * height
@@ -72,9 +77,8 @@ def attend_blocks(begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, 
         block = block // 2 if block % 2 == 0 else blocks - 1 - block // 2  # short and long ones in turn
         first = block * block_rows
         count = min(block_rows, T * R - first)
-        past = S - T + first // R  # keys before the first row's own
-        s0 = max(first_key + chunk * chunk_keys, past + 1 - window)
-        s1 = min(first_key + (chunk + 1) * chunk_keys, S - T + (first + count - 1) // R + 1)
+        s0 = max(first_key + chunk * chunk_keys, past + first // R + 1 - window)
+        s1 = min(first_key + (chunk + 1) * chunk_keys, past + (first + count - 1) // R + 1, S)
         m_n, part_nK = (own_m_Cn[0], own_part_CnK[0]) if chunks == 1 else (m_GCn[g, chunk], part_GCnK[g, chunk])
         k_SK, v_SK = k_SGK[:, g], v_SGK[:, g]
 
@@ -91,16 +95,16 @@ def attend_blocks(begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, 
             pack_keys(k_SK, s, keys, k_Bks, stage_sK)
             packed_v_sK = pack_values(v_SK, s, keys, v_sK)
             for n in range(0, whole, height):
-                place, last_place = S - T + (first + n) // R, S - T + (first + min(n + height, count) - 1) // R
+                place, last_place = past + (first + n) // R, past + (first + min(n + height, count) - 1) // R
                 seen = min(keys, last_place + 1 - s)
                 if seen > 0 and s + keys > place + 1 - window:
                     ahead = s + KEYS if n == 0 else 0
                     score_tile(q_nk, n, k_Bks, K, seen, rows, score_rs, k_SK, ahead)
-                    mask_tile(score_rs, seen, first + n, R, S - T - s, window, k_scale_GS, s, g)
+                    mask_tile(score_rs, seen, first + n, R, past - s, window, k_scale_GS, s, g)
                     softmax_tile(score_rs, seen, v_scale_GS, s, g, m_n, part_nK, n, shrink_r, weight_rs)
                     mix_tile(weight_rs, packed_v_sK, seen, rows, shrink_r, part_nK, n, v_SK, ahead)
         if chunks == 1:
-            finish(own_m_Cn, own_part_CnK, first, count, k_SGK, g, out_THK)
+            finish(own_m_Cn, own_part_CnK, first, count, k_SGK, g, out_THK, lse_TH)
 
 
 @inner
@@ -184,8 +188,8 @@ def mix_tile(weight_rs, v_sK, seen, rows, shrink_r, part_nK, n, v_SK, ahead):
 
 
 @inner
-def finish(m_Cn, part_CnK, first, count, k_SGK, g, out_THK):
-    """Merge parts of the same rows, and write what they come to: sum of exp * value / sum of exp."""
+def finish(m_Cn, part_CnK, first, count, k_SGK, g, out_THK, lse_TH):
+    """Merge parts of the same rows, and write what they come to: sum of exp * value / sum of exp; nothing seen is 0."""
     K, R, end = out_THK.shape[2], out_THK.shape[1] // k_SGK.shape[1], part_CnK.shape[2] - LANES
     for n in range(count):
         top = LOWEST
@@ -196,8 +200,11 @@ def finish(m_Cn, part_CnK, first, count, k_SGK, g, out_THK):
             for k in range(0, end + LANES, LANES):
                 more = load(part_CnK, (c, n, k)) * share
                 store(part_CnK, (0, n, k), more if c == 0 else load(part_CnK, (0, n, k)) + more)
-        share = fill(np.float32(1) / sum_of(load(part_CnK, (0, n, end))))
+        total = sum_of(load(part_CnK, (0, n, end)))
+        share = fill(np.float32(0) if total == 0 else np.float32(1) / total)
         t, h = (first + n) // R, g * R + (first + n) % R
+        if lse_TH.shape[0]:
+            lse_TH[t, h] = top + np.log(total)
         for k in range(0, K, 32):
             low = load(part_CnK, (0, n, k)) * share
             high = load(part_CnK, (0, n, k + 16)) * share  # of what lies behind, if K ends here
@@ -205,8 +212,8 @@ def finish(m_Cn, part_CnK, first, count, k_SGK, g, out_THK):
 
 
 @kernel
-def finish_parts(m_GCn, part_GCnK, k_SGK, out_THK):
+def finish_parts(m_GCn, part_GCnK, k_SGK, out_THK, lse_TH):
     """Merge all chunks of a sequence whose rows are one block."""
     for g in range(m_GCn.shape[0]):
         count = out_THK.shape[0] * (out_THK.shape[1] // m_GCn.shape[0])
-        finish(m_GCn[g], part_GCnK[g], 0, count, k_SGK, g, out_THK)
+        finish(m_GCn[g], part_GCnK[g], 0, count, k_SGK, g, out_THK, lse_TH)

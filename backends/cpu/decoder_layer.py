@@ -38,19 +38,19 @@ from backends.cpu.update_cache import write
 def decoder_layer_for(features: frozenset[str]):
     """The body of `decoder_layer`; for what it cannot do it answers NotImplemented, and the steps are run."""
 
-    def decoder_layer(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
+    def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
         cache = step.spans[0].cache
-        if len(x_TD) != 1 or cache is None or config.is_sparse(layer) or config.window(layer):
+        if len(x_TD) != 1 or cache is None or len(tables) > 1 or config.is_sparse(layer) or config.window(layer):
             return NotImplemented
         H, R = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
         matrices = taken(weights.self_attn, weights.mlp, features)
         if matrices is None or R > LANES:
             return NotImplemented
         write_as, read_as, scale_2GN, kind = stored(cache.layers[layer], "bf16" in features)
-        out_TD = np.empty(x_TD.shape, F32)
+        (cos_1Kh, sin_1Kh), out_TD = tables[0], np.empty(x_TD.shape, F32)
         layer_of_one_token(
             plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
-            *matrices, plain(cos_TKh), plain(sin_TKh), write_as, read_as, scale_2GN, (kind,) * R,
+            *matrices, plain(cos_1Kh), plain(sin_1Kh), write_as, read_as, scale_2GN, (kind,) * R,
             cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
         )  # fmt: skip
         return out_TD
@@ -158,12 +158,13 @@ def attend_one(state, threads, q_1HK, kv_2GNK, scale_2GN, S, rows, out_1HK):
     many = chunks if chunks > 1 else 0  # parts are left to be merged
     width = (K + LANES - 1) // LANES * LANES + LANES
     m_GCn, part_GCnK = np.empty((G, many, R), np.float32), np.empty((G, many, R, width), np.float32)
+    no_lse = np.empty((0, 0), np.float32)
     launch_attend(
-        state, threads, G * chunks, q_1HK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, (R, 0, CHUNK, S), rows,
-        m_GCn, part_GCnK, out_1HK,
+        state, threads, G * chunks, q_1HK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, (R, 0, CHUNK, S - 1, S), rows,
+        m_GCn, part_GCnK, out_1HK, no_lse,
     )  # fmt: skip
     if chunks > 1:
-        finish_parts(m_GCn, part_GCnK, k_SGK, out_1HK)
+        finish_parts(m_GCn, part_GCnK, k_SGK, out_1HK, no_lse)
 
 
 def scales_of(scale_2GN, S):

@@ -23,12 +23,12 @@ from backends.cpu.simd import fill, largest_magnitude, load_part, store_bf16, st
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def update_cache(backend, k_TGK, v_TGK, *, spans, layer):
+def update_cache(backend, k_TGK, v_TGK, *, spans, layer, window=None):
     k_TGK, v_TGK = plain(k_TGK), plain(v_TGK)
     keys, values = [], []
     for start, stop, cache in spans:
         if cache is None:
-            k_GSK, v_GSK = k_TGK[start:stop].swapaxes(0, 1), v_TGK[start:stop].swapaxes(0, 1)
+            pairs = [(k_TGK[start:stop].swapaxes(0, 1), v_TGK[start:stop].swapaxes(0, 1))]
         else:
             kv_2GNK, past = cache.layers[layer], cache.length
             if kv_2GNK.dtype == np.int8:
@@ -36,9 +36,10 @@ def update_cache(backend, k_TGK, v_TGK, *, spans, layer):
             else:
                 stored = kv_2GNK.view(np.uint16) if kv_2GNK.dtype == BFLOAT16 else kv_2GNK
                 write(k_TGK, v_TGK, start, stop, past, stored, None)
-            k_GSK, v_GSK = kv_2GNK[:, :, : past + stop - start]
-        keys.append(k_GSK)
-        values.append(v_GSK)
+            first = 0 if window is None else max(0, past - (window - 1))
+            pairs = [(kv_2GSK[0], kv_2GSK[1]) for kv_2GSK in cache.stretches(layer, first, past + stop - start)]
+        keys.append(pairs[0][0] if window is None else [k_GSK for k_GSK, _ in pairs])
+        values.append(pairs[0][1] if window is None else [v_GSK for _, v_GSK in pairs])
     return keys, values
 
 
@@ -46,8 +47,9 @@ def update_cache(backend, k_TGK, v_TGK, *, spans, layer):
 def write(k_TGK, v_TGK, start, stop, past, kv_2GNK, scale_2GN):
     for g in range(k_TGK.shape[1]):
         for t in range(start, stop):
-            write_row(k_TGK, t, g, kv_2GNK, scale_2GN, 0, past + t - start)
-            write_row(v_TGK, t, g, kv_2GNK, scale_2GN, 1, past + t - start)
+            slot = (past + t - start) % kv_2GNK.shape[2]
+            write_row(k_TGK, t, g, kv_2GNK, scale_2GN, 0, slot)
+            write_row(v_TGK, t, g, kv_2GNK, scale_2GN, 1, slot)
 
 
 def write_row(x_TGK, t, g, kv_2GNK, scale_2GN, which, s):

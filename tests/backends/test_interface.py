@@ -9,16 +9,46 @@ import pytest
 
 import tinyqwen.kv_cache
 from backends import Backend, Cost, Operation, Wrapper, get, nbytes, shape_only
-from tests.helpers import CONFIGS, Recording, assert_close, host, logits_of, moe_config, small_weights, tokens
-from tinyqwen.blocks import attention, cross_entropy, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu
+from tests.helpers import (
+    CONFIGS,
+    Recording,
+    assert_close,
+    chunk_config,
+    host,
+    logits_of,
+    moe_config,
+    small_weights,
+    tokens,
+)
+from tinyqwen.blocks import (
+    attention,
+    attention_parts,
+    cross_entropy,
+    decoder_layer,
+    dual_chunk,
+    embedding,
+    linear,
+    moe,
+    rms_norm,
+    rope,
+    self_attention,
+    sliding_window,
+    swiglu,
+)
+from tinyqwen.config import DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
 from tinyqwen.weights import count_parameters, fill, tensor_shapes, tree
 
-BLOCKS = (attention, cross_entropy, decoder_layer, embedding, linear, moe, rms_norm, rope, swiglu, tinyqwen.kv_cache)
+BLOCKS = (
+    attention, attention_parts, cross_entropy, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope, self_attention,
+    sliding_window, swiglu, tinyqwen.kv_cache,
+)  # fmt: skip
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
+KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
+INSIDE = {"scores", "softmax", "softmax_part", "mix"}  # of attention's definition, which a body need not open
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are():
@@ -49,6 +79,13 @@ def run_both_phases(backend, config):
     return forward(backend, config, weights, make_step([([1], caches[0]), ([2], caches[1])]))
 
 
+def run_in_steps(backend, config):
+    """A text in pieces, so long that windows go round."""
+    weights, cache, ids = small_weights(config, backend), KVCache(backend, config), tokens(config, 16)
+    for start in range(0, 16, 4):
+        logits_of(backend, config, weights, ids[start : start + 4], cache)
+
+
 def test_nested_operations_pass_through_the_door(backend):
     """A watcher sees the whole tree, down to the softmax inside attention inside self_attention inside a layer."""
     config = moe_config()
@@ -61,7 +98,15 @@ def test_nested_operations_pass_through_the_door(backend):
         per_sequence = 2 * 2 * config.num_hidden_layers  # steps, sequences, layers
         assert names.count("scores") == names.count("mix") == per_sequence
         assert names.count("softmax") == per_sequence + names.count("route")
-        assert set(names) == set(OPERATIONS) - {"log_probability"}
+
+
+def test_every_operation_is_some_models(backend):
+    watching = Recording(backend)
+    for config in KINDS.values():
+        run_in_steps(watching, config)
+    assert {name for name, _ in watching.seen} | (INSIDE if backend.bodies else set()) == set(OPERATIONS) - {
+        "log_probability"
+    }
 
 
 def test_wrappers_stack_in_either_order(backend):
@@ -178,7 +223,7 @@ def plan(config, new, past=0, all_logits=False):
     shapes = ShapesOnly(Backend(np))
     tensors = fill(config, lambda name, shape: shape_only(shape))
     cache = KVCache(shapes, config)
-    cache.reserve(past + new)
+    cache.reserve(past + new, step=max(new, min(past, 6)))
     cache.length = past
     step = make_step([([0] * new, cache)], all_logits=all_logits)
     return shapes, tensors, forward(shapes, config, tree(tensors), step)
@@ -211,15 +256,18 @@ def outline(value):
 def test_every_cost_foretells_shape_and_type_of_the_result(backend):
     """Dense, tied, windowed and sparse; prefill, decode and several sequences; every operation that has a cost."""
     checked = set()
-    for config in CONFIGS.values():
+    for config in KINDS.values():
         checking = Checking(backend)
         run_both_phases(checking, config)
+        run_in_steps(checking, config)
         logits_NV = logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
         cross_entropy.log_probability(checking, logits_NV, np.arange(7))  # as training does
         checked |= checking.checked
-    inside = {"scores", "softmax", "mix"} if "attention" in backend.bodies else set()  # of the definition: not a body's
-    assert checked == {name for name, each in OPERATIONS.items() if each.cost_of} - inside
-    assert set(OPERATIONS) - checked - inside == {"decoder_layer", "self_attention", "feed_forward", "sparse_moe"}
+    inside = INSIDE if backend.bodies else set()
+    assert checked | inside == {name for name, each in OPERATIONS.items() if each.cost_of}
+    assert set(OPERATIONS) - checked - inside == {
+        "decoder_layer", "self_attention", "feed_forward", "sparse_moe", "dual_chunk_tables",
+    }  # fmt: skip
 
 
 class Outermost(Recording):

@@ -19,7 +19,7 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import parse_config, to_json
 
 FOLDER = Path(__file__).parent
-NAMES = ("tied", "window", "heads-14-2", "moe", "moe-normalised")
+NAMES = ("tied", "window", "yarn", "heads-14-2", "moe", "moe-normalised")
 OUTPUTS = ("hidden", "logits", "greedy", "gap")
 
 

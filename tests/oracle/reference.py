@@ -20,6 +20,7 @@ CASES: dict[str, tuple[Config, int]] = {
     "dense": (CONFIGS["dense"], 1),
     "tied": (CONFIGS["tied"], 5),
     "window": (CONFIGS["window"], 3),
+    "yarn": (CONFIGS["yarn"], 8),
     "heads-14-2": (dense_config(hidden_size=28, num_attention_heads=14, head_dim=4, num_hidden_layers=2), 1),
     "heads-12-2-tied": (
         dense_config(hidden_size=32, num_attention_heads=12, head_dim=8, num_hidden_layers=2, tie_word_embeddings=True),

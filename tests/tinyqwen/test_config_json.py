@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import CONFIGS, dense_config, moe_config, window_config
-from tinyqwen.config import FULL, SLIDING, Config
+from tinyqwen.config import FULL, SLIDING, Config, RopeScaling
 from tinyqwen.config_json import FIXED, NO_EFFECT, USED, parse_config, read_config, to_json
 from tinyqwen.errors import ModelFilesError
 
@@ -19,6 +19,7 @@ MOE = {
     **DENSE, "model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }  # fmt: skip
+CHUNKS = {"chunk_size": 1024, "local_size": 64}
 
 
 def refusal(raw, **settings) -> str:
@@ -63,6 +64,51 @@ def test_two_spellings_that_disagree_are_refused():
     )
 
 
+PUBLISHED = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}  # of the cards of 7B and 72B
+
+
+def test_every_spelling_of_yarn_says_the_same():
+    """`type` and `rope_type`, transformers 4 and 5; the trained context may be left to max_position_embeddings."""
+    expected = RopeScaling(4.0, 32768)
+    spellings = [
+        {"rope_scaling": PUBLISHED},
+        {"rope_scaling": {**PUBLISHED, "rope_type": "yarn"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
+        {"rope_scaling": {**PUBLISHED, "beta_fast": None, "attention_factor": None}, "max_position_embeddings": 131072},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "mscale": None}},
+        {"rope_scaling": PUBLISHED, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ]
+    for keys in spellings:
+        config = parse_config({**DENSE, "rope_theta": 1e6, **keys})
+        assert (config.rope_scaling, config.context, config.rope_theta) == (expected, 131072, 1e6), keys
+    assert parse_config(DENSE).context == 32768 and parse_config(DENSE).rope_scaling is None
+
+
+def test_every_key_of_yarn_arrives():
+    keys = dict(
+        factor=2.5, original_max_position_embeddings=8192, attention_factor=0.5, beta_fast=16, beta_slow=2.0,
+        mscale=0.7, mscale_all_dim=1.1, truncate=False,
+    )  # fmt: skip
+    assert parse_config({**DENSE, "rope_scaling": {"type": "yarn", **keys}}).rope_scaling == RopeScaling(**keys)
+
+
+def test_two_rope_scalings_that_disagree_are_refused():
+    five = {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}
+    assert "which is right?" in refusal({**DENSE, "rope_scaling": PUBLISHED, **five})
+
+
+@pytest.mark.parametrize("key, values", {
+    "factor": [None, 0, 0.5, 1001, "4", True, float("nan"), float("inf"), 10**400, [4]],
+    "original_max_position_embeddings": [0, -1, 0.5, 4096.0, "4096", True, 2**25], "truncate": [None, 0, "false"],
+    "attention_factor": [0, -1, "1"], "beta_fast": [0, "32", True, float("inf")], "beta_slow": [0, -1, []],
+    "mscale": [0, "1", float("nan")], "mscale_all_dim": [0, {}],
+}.items())  # fmt: skip
+def test_absurd_numbers_of_yarn_are_refused_with_their_name(key, values):
+    for value in values:
+        scaling = {**PUBLISHED, "mscale": 1.0, "mscale_all_dim": 1.0, key: value}
+        assert f"its {key} must be" in refusal({**DENSE, "rope_scaling": scaling}), value
+
+
 def test_the_first_layers_are_full_and_the_rest_slide():
     """Old documentation says the opposite; the code of transformers never did."""
     window = {**DENSE, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
@@ -73,6 +119,17 @@ def test_the_first_layers_are_full_and_the_rest_slide():
     assert [config.window(layer) for layer in range(5)] == [None] * 5
     config = parse_config({**window, "layer_types": [SLIDING, FULL, FULL, FULL, SLIDING]})
     assert [config.window(layer) for layer in range(5)] == [7, None, None, None, 7]
+
+
+def test_dual_chunk_attention_as_in_the_million_token_models():
+    keys = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+    config = parse_config({**DENSE, "max_position_embeddings": 1010000, "dual_chunk_attention_config": keys})
+    chunk = config.dual_chunk_attention_config
+    assert chunk._asdict() == keys and chunk.chunk_len == 253952 and config.context == 4 * 262144
+    assert parse_config(json.loads(to_json(config))) == config
+    plain = parse_config({**DENSE, "dual_chunk_attention_config": CHUNKS}).dual_chunk_attention_config
+    assert plain.original_max_position_embeddings == 0, "no temperature unless asked for"
+    assert parse_config({**DENSE, "dual_chunk_attention_config": None}) == parse_config(DENSE)
 
 
 def test_which_layers_are_sparse():
@@ -98,7 +155,13 @@ def test_one_end_token_or_several():
 
 @pytest.mark.parametrize(
     "config",
-    [*CONFIGS.values(), dense_config(eos_token_id=(1, 2)), dense_config(eos_token_id=(3,)), Config(8, 16, 1, 2, 9)],
+    [
+        *CONFIGS.values(),
+        dense_config(rope_scaling=RopeScaling(2, 99, 1.5, 9, 3, 0.5, 1, False)),
+        dense_config(eos_token_id=(1, 2)),
+        dense_config(eos_token_id=(3,)),
+        Config(8, 16, 1, 2, 9),
+    ],
 )
 def test_to_json_comes_back_as_it_was(config):
     assert parse_config(json.loads(to_json(config))) == config
@@ -133,9 +196,17 @@ def test_to_json_of_any_config_comes_back(layers, groups, share, half, tied, the
 @pytest.mark.parametrize(
     "keys, words",
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling", "yarn", "factor"]),
-        ({"rope_scaling": {"rope_type": "yarn", "type": "yarn"}}, ["rope_scaling", "yarn"]),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic"]),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "yarn"}}, ["rope_scaling", "its factor must be a number"]),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 2.0}}, ["rope_scaling", "linear, yarn"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, ["mscale_all_dim", "together"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_slow": 33}}, ["beta_fast", "beta_slow"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 1000}}, ["rope_scaling", "32768", "16777216"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1.0}, ["rope_scaling", "rope_theta"]),
+        *(
+            ({"rope_scaling": {"type": kind, "factor": 2.0}}, ["rope_scaling", kind, "only yarn"])
+            for kind in ("linear", "dynamic", "llama3", "longrope")
+        ),
         ({"rope_parameters": {"rope_type": "longrope"}}, ["rope_parameters", "longrope"]),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
         ({"rope_scaling": "yarn"}, ["rope_scaling", "object"]),
@@ -143,7 +214,30 @@ def test_to_json_of_any_config_comes_back(layers, groups, share, half, tied, the
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "gptq"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
         ({"use_mrope": True}, ["use_mrope"]),
-        ({"dual_chunk_attention_config": {"chunk_size": 1024}}, ["dual_chunk_attention_config"]),
+        *(
+            ({"dual_chunk_attention_config": value}, ["dual_chunk_attention_config", *words])
+            for value, words in [
+                ({"chunk_size": 1024}, ["must have local_size"]),
+                ({"chunk_size": 1024, "local_size": 1024}, ["smaller than chunk_size"]),
+                ({"chunk_size": 1024, "local_size": 0}, ["local_size must be a whole number from 1"]),
+                ({"chunk_size": 1024.5, "local_size": 64}, ["chunk_size must be a whole number"]),
+                ({"chunk_size": 65536, "local_size": 64}, ["65536", "distances up to 32768 only"]),
+                ({"chunk_size": 1024, "local_size": 64, "speed": 3}, ["speed"]),
+                (
+                    {"chunk_size": 1024, "local_size": 64, "sparse_attention_enabled": True},
+                    ["sparse attention", "remove sparse_attention_enabled"],
+                ),
+                ([1024, 64], ["object"]),
+            ]
+        ),
+        (
+            {"dual_chunk_attention_config": CHUNKS, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            ["rope_scaling and dual_chunk_attention_config", "leave one out", "original_max_position_embeddings"],
+        ),
+        (
+            {"dual_chunk_attention_config": CHUNKS, "use_sliding_window": True, "sliding_window": 9},
+            ["dual_chunk_attention_config", "use_sliding_window"],
+        ),
         ({"logit_scale": 2.0}, ["logit_scale", "--ignore-config logit_scale"]),
         ({"use_sliding_window": True, "sliding_window": None}, ["sliding_window"]),
         ({"use_sliding_window": True, "sliding_window": 0}, ["sliding_window"]),
@@ -253,7 +347,10 @@ JSON = st.recursive(
     max_leaves=5,
 )
 LIKELY = st.integers(0, 9) | st.sampled_from(["qwen2", "default", "yarn", FULL, SLIDING, "bfloat16", 1e6, 10**400])
-ROPE = st.dictionaries(st.sampled_from(["type", "rope_type", "rope_theta", "factor"]), LIKELY | JSON, max_size=3)
+ROPE = st.fixed_dictionaries({"type": st.sampled_from(["yarn", "default"])}, optional={
+    "rope_type": LIKELY | JSON, "rope_theta": LIKELY | JSON, "mscale": LIKELY | JSON, "mscale_all_dim": LIKELY,
+    "factor": st.floats(1, 9) | LIKELY | JSON, "original_max_position_embeddings": LIKELY, "beta_fast": LIKELY | JSON,
+})  # fmt: skip
 KEYS = st.sampled_from([*USED, *FIXED, *sorted(NO_EFFECT)[:5], "dtype", "rope_scaling", "rope_parameters", "new"])
 
 

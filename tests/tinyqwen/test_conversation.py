@@ -1,5 +1,6 @@
 """A conversation: the cache follows the messages, whatever is done to them."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import write_tiny_checkpoint
+from tinyqwen.config import SLIDING, DualChunk
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import UsageError
 from tinyqwen.runtime import load
@@ -38,8 +40,40 @@ turns = st.lists(
 )
 
 
+@pytest.fixture(scope="module", params=["full", "window", "chunks"])
+def any_runtime(runtime, request):
+    """The same model, also where it forgets all but the last 50 tokens of its texts or cuts them in chunks."""
+    config = runtime.config
+    changes = {
+        "full": {},
+        "window": {"sliding_window": 50, "layer_types": (SLIDING,) * config.num_hidden_layers},
+        "chunks": {"dual_chunk_attention_config": DualChunk(64, 16)},
+    }[request.param]
+    checkpoint = dataclasses.replace(runtime.checkpoint, config=dataclasses.replace(config, **changes))
+    return dataclasses.replace(runtime, checkpoint=checkpoint, kv_format="f32")
+
+
+def test_a_window_that_has_moved_on_is_read_again(any_runtime):
+    """Taking back three long turns: what came before them is no longer in the ring. (One, it could have forgotten.)"""
+    conversation = Conversation(any_runtime)
+    say(conversation, "short")
+    answer(conversation)
+    for _ in range(3):
+        say(conversation, "something far longer than the window, so that it moves on past all that came before it")
+        answer(conversation)
+    for _ in range(3):
+        conversation.undo()
+    say(conversation, "other")
+    text, reused = answer(conversation)
+    fresh = Conversation(any_runtime)
+    fresh.messages = conversation.messages[:-1]
+    assert answer(fresh)[0] == text
+    assert (reused == 0) == (any_runtime.config.sliding_window is not None)
+
+
 @given(turns)
-def test_a_reused_cache_answers_as_a_fresh_one_after_any_history(runtime, history):
+def test_a_reused_cache_answers_as_a_fresh_one_after_any_history(any_runtime, history):
+    runtime = any_runtime
     conversation = Conversation(runtime)
     for turn in history:
         if turn.startswith("say"):

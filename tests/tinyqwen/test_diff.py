@@ -75,7 +75,7 @@ def test_a_bug_that_the_prompt_does_not_reach_is_not_found(name, length):
 
 def test_a_bug_is_found_in_the_chunk_that_shows_it():
     report = diff(RIGHT, wrong("window-plus-one"), PROMPT, chunk=4, decode=0)
-    assert report.at.where == "prefill 2, layers.1.self_attn.attention.scores"
+    assert report.at.where == "prefill 2, layers.1.self_attn.sliding_window_attention.attention_part.scores"
 
 
 def test_float64_finds_the_place_that_float32_hid():

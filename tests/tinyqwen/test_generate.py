@@ -37,6 +37,28 @@ def run(*sequences, backend=NUMPY, weights=WEIGHTS, **settings):
     return [sequence.new_ids for sequence in sequences]
 
 
+class Steps(Wrapper):
+    """Keeps the steps that pass."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.seen = []
+
+    def run(self, operation, arrays, settings, door=None):
+        if operation.name == "decoder_layer" and settings["layer"] == 0:
+            self.seen.append(settings["step"])
+        return super().run(operation, arrays, settings, door)
+
+
+def test_each_step_knows_how_long_its_texts_are():
+    """All of a prompt from its first chunk on, then a token more each time; logits are for whoever is at the end."""
+    watching = Steps(NUMPY)
+    run(start([1, 2, 3], max_new_tokens=4), start(range(20), max_new_tokens=2), backend=watching, chunk=8)
+    lengths = [[int(step.length_T[span.start]) for span in step.spans] for step in watching.seen]
+    assert lengths == [[3, 20], [4, 20], [5, 20], [6, 20], [21]]
+    assert [len(step.row_N) for step in watching.seen] == [1, 1, 1, 2, 1]
+
+
 # ---- a model that was trained ----
 
 

@@ -118,13 +118,14 @@ def test_earlier_tokens_do_change_what_follows(backend):
 @every_config
 def test_setting_the_length_back_forgets_tokens(backend, config):
     weights, ids = small_weights(config, backend), tokens(config, 12)
-    cache = KVCache(backend, config)
-    logits_of(backend, config, weights, ids[:5], cache)
-    first_NV = logits_of(backend, config, weights, ids[5:], cache)
-    logits_of(backend, config, weights, [0, 1, 2], cache)
-    cache.length = 5
-    np.testing.assert_array_equal(logits_of(backend, config, weights, ids[5:], cache), first_NV)
-    assert cache.length == 12
+    straight, astray = KVCache(backend, config), KVCache(backend, config)
+    for cache in (straight, astray):
+        logits_of(backend, config, weights, ids[:5], cache)
+    logits_of(backend, config, weights, [0, 1, 2], astray)
+    astray.length = 5
+    first_NV, again_NV = (logits_of(backend, config, weights, ids[5:], cache) for cache in (straight, astray))
+    np.testing.assert_array_equal(again_NV, first_NV)
+    assert astray.length == 12
 
 
 class Stumble(Exception):
@@ -178,12 +179,12 @@ def test_the_cache_grows_without_losing_anything(backend):
     capacities = []
     for start in range(0, 600, 50):
         expected_NV = logits_of(backend, config, weights, ids[start : start + 50], large)
-        np.testing.assert_array_equal(
-            logits_of(backend, config, weights, ids[start : start + 50], growing), expected_NV
-        )
+        grown_NV = logits_of(backend, config, weights, ids[start : start + 50], growing)
+        assert_close(grown_NV, expected_NV, NOISE)  # the larger ring of one is cut at other places
         capacities.append(growing.capacity)
     assert sorted(set(capacities)) == [256, 512, 1024] and large.capacity == 1024
-    assert growing.nbytes == 1024 * config.kv_values_per_token * 4
+    of_a_layer = config.kv_values_per_token * 4 // 2
+    assert growing.nbytes == (1024 + 4 - 1 + 50) * of_a_layer
 
 
 def test_attention_gets_views_of_the_cache_and_not_copies(backend):

@@ -12,7 +12,7 @@ from tinyqwen.checkpoint import save_checkpoint
 from tinyqwen.cli.main import main
 from tinyqwen.devices import DEVICES
 from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
-from tinyqwen.kv_cache import KVCache
+from tinyqwen.kv_cache import KV_FORMATS, KVCache
 from tinyqwen.model import forward
 from tinyqwen.plan import memory, work
 from tinyqwen.sizes import SIZES
@@ -26,10 +26,17 @@ def test_weights_and_cache_are_what_a_real_run_allocates_to_the_byte(name):
     config = CONFIGS[name]
     tensors = random_weights(config)
     cache = KVCache(backends.get("numpy"), config)
-    cache.reserve(512)  # a capacity that doubling hits exactly; between them there is room to spare
+    cache.reserve(512, step=256)  # a capacity that doubling hits exactly; between them there is room to spare
     planned = memory(config, 512)
     assert planned.weights == sum(tensor.nbytes for tensor in tensors.values())
     assert planned.kv == cache.nbytes
+
+
+@pytest.mark.parametrize("kv", KV_FORMATS)
+def test_a_cache_of_every_format_is_planned_to_the_byte(kv):
+    cache = KVCache(backends.get("numpy"), CONFIGS["dense"], kv)
+    cache.reserve(512)
+    assert memory(CONFIGS["dense"], 512, kv=kv).kv == cache.nbytes
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -118,6 +125,16 @@ def test_the_command_plans_one_size(capsys, monkeypatch):
     assert facts["memory"]["total"] == sum(facts["memory"][key] for key in ("weights", "kv", "activations", "logits"))
     assert set(facts["devices"]) == set(DEVICES)
     assert facts["devices"]["H200"]["fits"] and not facts["devices"]["RTX 4090"]["fits"]
+
+
+def test_the_command_plans_what_yarn_makes_room_for(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    facts = json.loads(run(capsys, "--size", "7B", "--yarn", "4", "--kv-dtype", "int8", "--json")[1])
+    assert facts["context"] == facts["context_of_model"] == 131072
+    assert facts["memory"]["kv"] == 131072 * 29568, "2 x 28 layers x 4 heads x (128 values and a scale of 4 bytes)"
+    assert facts["beyond"] is None
+    out = run(capsys, "--size", "7B", "--context", "131072")[1]
+    assert "looks at 32,768 tokens; stretch it with --yarn 4, to 131072" in out
 
 
 def test_the_command_plans_all_sizes_and_a_folder_and_this_machine(capsys, monkeypatch, tmp_path):

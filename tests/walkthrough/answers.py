@@ -110,6 +110,29 @@ dot = lambda w_i, x_i: (w_i.astype(np.int32) - 128) @ x_i.astype(np.int32)
 """,
         ("whole = v2", "T = 12", "dot = lambda w_i, x_i: (w_i - 128).astype(np.int32) @ x_i.astype(np.int32)"),
     ),
+    "13_yarn": Answers(
+        """
+tokens = 4 * 54_400  # on the stretched clock; beyond the 131,072 of the stretched context, where nobody looks
+first = 47
+too_small = 1 / m  # scores grow by m, not by m * m
+""",
+        ("tokens = 54_400", "first = 40", "too_small = 1 / m**2"),
+    ),
+    "14_windows": Answers(
+        """
+far = 5 * (6 - 1)
+slot = 11 % 5
+tokens = 4096 - 1 + 256
+""",
+        ("far = 5 * 6", "slot = 11 % 4", "tokens = 4096"),
+    ),
+    "15_dual_chunk": Answers(
+        """
+far = 12 - 3  # chunk 3 looks at chunk 0: from place 12
+intra, succ, inter = 100_001 - 3 * 31_744, 31_744, 2 * 31_744  # L = 31,744, chunk 3
+nearest = 8  # key 7: min(7 + 8, 12) - 7 = 5; keys 8 to 15 are in its own chunk
+""",
+        ("far = 30 - 3", "intra, succ, inter = 100_001 - 3 * 32_768, 32_768, 2 * 32_768", "nearest = 5"),
     "16_a_gradient_by_hand": Answers(
         """
 answer = [1 - 1 / 5] + 4 * [-1 / 5]

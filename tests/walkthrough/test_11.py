@@ -20,8 +20,8 @@ from tinyqwen.blocks.attention import scores
 layer = 1  # layer 0 has no window
 longest = 4  # as long as the window: the fifth token is the first that must not see all before it
 
-def wrong_scores(backend, q_GRTK, k_GSK, *, window=None):
-    return scores.definition(backend, q_GRTK * q_GRTK.shape[-1] ** -0.5, k_GSK, window=window)
+def wrong_scores(backend, q_GRTK, k_GSK, **settings):
+    return scores.definition(backend, q_GRTK * q_GRTK.shape[-1] ** -0.5, k_GSK, **settings)
 """
 WRONG = (
     "layer = 0",

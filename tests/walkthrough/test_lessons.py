@@ -10,6 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 import pytest
 
@@ -45,6 +46,14 @@ def test_a_lesson_runs_offline_without_warnings_and_prints_what_it_printed(name,
 def test_the_course_is_complete():
     assert [name[:2] for name in LESSONS][:10] == [f"{n:02}" for n in range(1, 11)]
     assert {name for name in LESSONS if name < "11"} <= set(ANSWERS) & set(WITH_GOLDEN)
+
+
+def test_the_picture_of_all_distances_is_the_lessons():
+    """To draw it anew: write the lesson's `picture` there."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(ROOT):
+        lesson = runpy.run_path(str(LESSONS["15_dual_chunk"]))
+    assert (ROOT / "walkthrough" / "dual_chunk.svg").read_text(encoding="utf-8") == lesson["picture"]
+    xml.etree.ElementTree.fromstring(lesson["picture"])
 
 
 def test_the_network_is_really_forbidden(tmp_path):

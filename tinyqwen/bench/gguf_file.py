@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tinyqwen.bench.models import stored_tensors
 from tinyqwen.config_json import read_config
+from tinyqwen.errors import UsageError
 from tinyqwen.weights import tensor_shapes
 
 TYPES = {"bf16": ("BF16", "BF16"), "int8": ("Q8_0", "Q8_0"), "int4": ("Q4_0", "Q8_0")}  # of the body, of the tables
@@ -59,6 +60,8 @@ def write_gguf(folder: Path, path: Path, dtype: str, progress: Callable[[int, in
     from gguf.quants import quantize
 
     config = read_config(folder / "config.json")
+    if config.rope_scaling:
+        raise UsageError("rope_scaling is not written into GGUF files; compare without it, its speed is the same")
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, "qwen2", use_temp_file=True)
     writer.add_name("random")

@@ -81,16 +81,17 @@ def work(config: Config, dtype: str, kv: str, tokens: int, depth: int = 0, seque
     backend, weights, caches = Meta(), shape_weights(config, dtype), []
     for _ in range(sequences):
         cache = KVCache(backend, config)
-        cache.reserve(depth + tokens)
+        cache.reserve(depth + tokens, step=tokens)
         cache.length = depth
         caches.append(cache)
     tracing = Tracing(backend, names_of(weights))
     forward(tracing, config, weights, make_step([([0] * tokens, cache) for cache in caches]))
     spans = closed(tracing.spans)
     per_token = KV_BYTES[kv] * config.kv_values_per_token
+    read = cache.bytes_at(depth + tokens, tokens) / cache.bytes_per_token  # tokens; sliding windows hold fewer
     return Work(
         tokens * sequences,
         sum(span.weights for span in spans),
-        per_token * sequences * (depth + 2 * tokens),  # all read once, the new ones written, too
+        per_token * sequences * (read + tokens),  # all that is seen is read once, the new ones are written, too
         sum(span.cost.flops for span in spans if span.cost),
     )

@@ -21,6 +21,7 @@ import numpy as np
 from tinyqwen.bench.models import stored_tensors
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
+from tinyqwen.errors import UsageError
 from tinyqwen.weights import tensor_shapes
 
 INT4_GROUP = 128
@@ -152,6 +153,8 @@ def rope_tables(config: Config, position_BT):
     """cos and sin [B, 1, T, K], both halves alike."""
     from openvino import opset13 as ops
 
+    if config.rope_scaling:
+        raise UsageError("rope_scaling is not built into OpenVINO's graph; compare without it, its speed is the same")
     K = config.head_dim
     frequency = 1 / config.rope_theta ** (np.arange(0, K, 2, dtype=np.float64) / K)
     turn = ops.constant(frequency.astype(np.float32).reshape(1, K // 2, 1))

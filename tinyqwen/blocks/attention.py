@@ -11,38 +11,12 @@ multi-head attention of the original paper.
 Causal: query t of T is token S - T + t of its sequence, and sees the keys 0 .. S - T + t. The corner is lower-right,
 because the T tokens of this call are the *last* of the S that are visible. With a window W, it sees the last W of them.
 
-Qwen2 adds biases to q, k and v (Llama does not), which helps it extrapolate to longer texts. Scores and softmax are
-float32: Qwen2's keys are large enough to overflow float16.
+Scores and softmax are float32: Qwen2's keys are large enough to overflow float16.
 
 Source: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023 (GQA); transformers, Qwen2Attention.
 """
 
 from backends.interface import Cost, nbytes, operation, shape_only
-from tinyqwen.blocks.linear import linear
-from tinyqwen.blocks.rope import rope
-from tinyqwen.kv_cache import update_cache
-
-
-@operation
-def self_attention(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
-    """Project to queries, keys and values; turn by position; remember; attend; project back."""
-    T = x_TD.shape[0]
-    H, G, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-
-    q_THK = project(backend, x_TD, weights.q_proj).reshape(T, H, K)
-    k_TGK = project(backend, x_TD, weights.k_proj).reshape(T, G, K)
-    v_TGK = project(backend, x_TD, weights.v_proj).reshape(T, G, K)
-
-    q_THK = rope(backend, q_THK, cos_TKh, sin_TKh)
-    k_TGK = rope(backend, k_TGK, cos_TKh, sin_TKh)
-
-    keys, values = update_cache(backend, k_TGK, v_TGK, spans=step.spans, layer=layer)
-    out_THK = attention(backend, q_THK, keys, values, spans=step.spans, window=config.window(layer))
-    return linear(backend, out_THK.reshape(T, H * K), weights.o_proj.weight)
-
-
-def project(backend, x_TD, weights):
-    return linear(backend, x_TD, weights.weight, getattr(weights, "bias", None))
 
 
 @operation
@@ -81,16 +55,22 @@ def _(backend, d_out_THK, q_THK, keys, values, *, spans, window=None):
     return d_q_THK, d_keys, d_values
 
 
-def visible_pairs(T, S, window):
-    """How many (query, key) pairs a causal mask leaves.
+def visible_pairs(T, S, window, past=None):
+    """How many (query, key) pairs a causal mask leaves; the words are those of `visible`.
 
     >>> visible_pairs(3, 3, None), visible_pairs(1, 10, None), visible_pairs(3, 10, 2)
     (6, 10, 6)
     """
-    first, last = S - T + 1, S  # keys that the first and the last query could see without a window
-    reach = min(window or last, last)
-    growing = max(0, reach - first)  # queries that see one key more than the one before, until the window is full
-    return growing * (first + reach - 1) // 2 + (T - growing) * reach
+
+    def pairs_up_to(last):  # of queries at all places below `last`, each with the keys at its own place and before
+        inside = min(max(last, 0), S)
+        return inside * (inside + 1) // 2 + max(last - S, 0) * S
+
+    first = S - T if past is None else past
+    pairs = pairs_up_to(first + T) - pairs_up_to(first)
+    if window is not None:  # less the keys that are a window or more behind
+        pairs -= pairs_up_to(first + T - window) - pairs_up_to(first - window)
+    return pairs
 
 
 def attend(backend, q_THK, k_GSK, v_GSK, *, window=None):
@@ -102,67 +82,76 @@ def attend(backend, q_THK, k_GSK, v_GSK, *, window=None):
     >>> attend(get("numpy"), q_THK, k_GSK, v_GSK)                    # ... gets the mean of the values
     array([[[3., 4.]]], dtype=float32)
     """
-    T, H, K = q_THK.shape
-    G = k_GSK.shape[0]
-    R = H // G
-    # One matrix product per KV head serves its R query heads: K and V are read once, not R times.
-    q_GRTK = q_THK.reshape(T, G, R, K).transpose(1, 2, 0, 3)
-    scores_GRTS = scores(backend, q_GRTK, k_GSK, window=window)
+    scores_GRTS = scores(backend, by_kv_head(q_THK, k_GSK), k_GSK, window=window)
     weights_GRTS = softmax(backend, scores_GRTS)
-    out_GRTK = mix(backend, weights_GRTS, v_GSK)
-    return out_GRTK.transpose(2, 0, 1, 3).reshape(T, H, K)
+    return by_token(mix(backend, weights_GRTS, v_GSK))
+
+
+def by_kv_head(q_THK, k_GSK):
+    """One matrix product per KV head serves its R query heads: K and V are read once, not R times."""
+    (T, H, K), G = q_THK.shape, k_GSK.shape[0]
+    return q_THK.reshape(T, G, H // G, K).transpose(1, 2, 0, 3)
+
+
+def by_token(out_GRTK):
+    G, R, T, K = out_GRTK.shape
+    return out_GRTK.transpose(2, 0, 1, 3).reshape(T, G * R, K)
 
 
 def attend_backwards(backend, d_out_THK, q_THK, k_GSK, v_GSK, window):
     """From d_out to d_q, d_k and d_v: the steps of `attend` from the last to the first."""
-    (T, H, K), G = q_THK.shape, k_GSK.shape[0]
-    q_GRTK, d_out_GRTK = (x_THK.reshape(T, G, H // G, K).transpose(1, 2, 0, 3) for x_THK in (q_THK, d_out_THK))
+    q_GRTK, d_out_GRTK = by_kv_head(q_THK, k_GSK), by_kv_head(d_out_THK, k_GSK)
     scores_GRTS = scores(backend, q_GRTK, k_GSK, window=window)
     weights_GRTS = softmax(backend, scores_GRTS)
     d_weights_GRTS, d_v_GSK = mix.gradient_of(backend, d_out_GRTK, weights_GRTS, v_GSK)
     (d_scores_GRTS,) = softmax.gradient_of(backend, d_weights_GRTS, scores_GRTS)
     d_q_GRTK, d_k_GSK = scores.gradient_of(backend, d_scores_GRTS, q_GRTK, k_GSK, window=window)
-    return d_q_GRTK.transpose(2, 0, 1, 3).reshape(T, H, K), d_k_GSK, d_v_GSK
+    return by_token(d_q_GRTK), d_k_GSK, d_v_GSK
 
 
 @operation
-def scores(backend, q_GRTK, k_GSK, *, window=None):
+def scores(backend, q_GRTK, k_GSK, *, window=None, past=None):
     """How much each query wants each key: q . k / sqrt(K), and minus infinity where the key is not visible."""
     xp = backend.xp
     G, R, T, K = q_GRTK.shape
     S = k_GSK.shape[1]
+    past = S - T if past is None else past
     q_GNK = (q_GRTK * K**-0.5).reshape(G, R * T, K)  # scaling q is cheaper than scaling the scores
     k_GSK = k_GSK.astype(backend.dtype, copy=False)  # a cache may keep fewer bits
     scores_GRTS = (q_GNK @ k_GSK.swapaxes(1, 2)).reshape(G, R, T, S)
-    if T == 1 and (window is None or window >= S):
+    if past >= S - 1 and (window is None or window >= past + T):
         return scores_GRTS  # decode: the newest token sees everything, no mask
-    xp.copyto(scores_GRTS, -xp.inf, where=~visible(xp, T, S, window))  # in place: a second such array would be slow
+    mask_TS = ~visible(xp, T, S, window, past)
+    xp.copyto(scores_GRTS, -xp.inf, where=mask_TS)  # in place: a second such array would be slow
     return scores_GRTS
 
 
-def visible(xp, T, S, window=None):
+def visible(xp, T, S, window=None, past=None):
     """Which keys each query sees, as a T x S table of true and false.
+
+    past   how many keys lie before the first query's own place; None: S - T, the last T keys are the queries' own
 
     >>> import numpy as np
     >>> visible(np, 2, 4, window=2).astype(int)
     array([[0, 1, 1, 0],
            [0, 0, 1, 1]])
     """
-    query_T1 = xp.arange(S - T, S)[:, None]
+    past = S - T if past is None else past
+    query_T1 = xp.arange(past, past + T)[:, None]
     key_S = xp.arange(S)
     causal_TS = key_S <= query_T1
     return causal_TS if window is None else causal_TS & (key_S > query_T1 - window)
 
 
 @scores.cost
-def _(q_GRTK, k_GSK, *, window=None):
+def _(q_GRTK, k_GSK, *, window=None, past=None):
     (G, R, T, K), S = q_GRTK.shape, k_GSK.shape[1]
     out_GRTS = shape_only((G, R, T, S), q_GRTK.dtype)
     return Cost(out_GRTS, 2 * out_GRTS.size * K, read=nbytes(q_GRTK, k_GSK), written=out_GRTS.nbytes)
 
 
 @scores.gradient
-def _(backend, d_out_GRTS, q_GRTK, k_GSK, *, window=None):
+def _(backend, d_out_GRTS, q_GRTK, k_GSK, *, window=None, past=None):
     """dq = dout k / sqrt(K), dk = dout^T q / sqrt(K): a key collects from all R heads that share it.
 
     Where a key is not visible its weight is 0, and so is what softmax hands back: nothing needs masking here.

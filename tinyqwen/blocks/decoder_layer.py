@@ -10,20 +10,20 @@ Source: transformers, Qwen2DecoderLayer and Qwen2MoeDecoderLayer.
 """
 
 from backends.interface import operation
-from tinyqwen.blocks.attention import self_attention
 from tinyqwen.blocks.linear import add
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
+from tinyqwen.blocks.self_attention import self_attention
 from tinyqwen.blocks.swiglu import feed_forward
 
 
 @operation
-def decoder_layer(backend, x_TD, weights, cos_TKh, sin_TKh, *, config, step, layer):
-    """The residual stream after one more layer."""
+def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
+    """The residual stream after one more layer. tables: how positions turn queries and keys, see `self_attention`."""
     eps = config.rms_norm_eps
 
     h_TD = rms_norm(backend, x_TD, weights.input_layernorm.weight, eps=eps)
-    h_TD = self_attention(backend, h_TD, weights.self_attn, cos_TKh, sin_TKh, config=config, step=step, layer=layer)
+    h_TD = self_attention(backend, h_TD, weights.self_attn, tables, config=config, step=step, layer=layer)
     x_TD = add(backend, x_TD, h_TD)
 
     h_TD = rms_norm(backend, x_TD, weights.post_attention_layernorm.weight, eps=eps)

@@ -11,19 +11,22 @@ Two traps that broke many ports:
   mathematics with the rows of q_proj and k_proj in another order; mixing them gives fluent nonsense after ~20 tokens.
 * **Precision.** Angles are float32 products, as the models were trained: bfloat16 turns position 257 into 256.
 
-Qwen2 uses theta = 1,000,000 (Llama 2: 10,000), for long contexts. Keys are rotated before they are cached.
+Qwen2 uses theta = 1,000,000 (Llama 2: 10,000), for long contexts. Keys are rotated before they are cached. For texts
+longer than those it was trained on, YaRN changes the tables, see `yarn.py`.
 
 Source: Su et al. 2021, "RoFormer", section 3.2; transformers, Qwen2RotaryEmbedding and apply_rotary_pos_emb.
 """
 
 from backends.interface import Cost, nbytes, operation, shape_only
+from tinyqwen.blocks.yarn import attention_factor, slowed
 
 
 @operation
-def rope_tables(backend, position_T, *, head_dim, theta):
+def rope_tables(backend, position_T, *, head_dim, theta, scaling=None):
     """cos and sin of every token's angles, one table for all heads and layers: cos_TKh, sin_TKh.
 
     position_T   each token's place in its own sequence, counted from 0
+    scaling      `tinyqwen.config.RopeScaling`: YaRN's other frequencies, and tables that make vectors longer
 
     >>> import numpy as np; from backends import get
     >>> cos_TKh, sin_TKh = rope_tables(get("numpy"), np.array([0, 1]), head_dim=4, theta=100.0)
@@ -34,15 +37,21 @@ def rope_tables(backend, position_T, *, head_dim, theta):
     xp, dtype = backend.xp, backend.dtype
     exponent_Kh = xp.arange(0, head_dim, 2).astype(dtype) / head_dim
     frequency_Kh = 1 / xp.power(dtype.type(theta), exponent_Kh)
+    if scaling is not None:
+        frequency_Kh = slowed(backend, frequency_Kh, theta=theta, scaling=scaling)
     angle_TKh = xp.asarray(position_T).astype(dtype)[:, None] * frequency_Kh
-    return xp.cos(angle_TKh), xp.sin(angle_TKh)
+    if scaling is None:
+        return xp.cos(angle_TKh), xp.sin(angle_TKh)
+    m = attention_factor(scaling)
+    return m * xp.cos(angle_TKh), m * xp.sin(angle_TKh)
 
 
 @rope_tables.cost
-def _(position_T, *, head_dim, theta):
+def _(position_T, *, head_dim, theta, scaling=None):
     T, Kh = len(position_T), head_dim // 2
+    flops = (3 if scaling is None else 5) * T * Kh  # product, cosine, sine; and their products with m
     table_TKh = shape_only((T, Kh))
-    return Cost((table_TKh, table_TKh), flops=3 * T * Kh, read=position_T.nbytes, written=2 * table_TKh.nbytes)
+    return Cost((table_TKh, table_TKh), flops=flops, read=position_T.nbytes, written=2 * table_TKh.nbytes)
 
 
 @operation

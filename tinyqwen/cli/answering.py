@@ -49,27 +49,28 @@ def answer_all(
 
     watching   backend and before_step of whoever looks on, as of `Runtime.generate`
     """
+    from tinyqwen.cli.reading import Reading  # and rich with it, which other verbs need not wait for
+
     answers = {id(running): Answer(running) for running in sequences}
     streams = {id(running): TextStream(runtime.tokenizer, stop) for running in sequences}
-    reading = Reading(quiet)
     interrupted = False
-    try:
-        for running, token in runtime.generate(sequences, **watching):
-            if token is None:
-                reading.update(sum(one.cache.length for one in sequences), sum(one.prompt_length for one in sequences))
-                continue
-            reading.clear()
-            result, stream = answers[id(running)], streams[id(running)]
-            result.ended = time.perf_counter()
-            result.first_token = result.first_token or result.ended
-            piece = stream.push(token)
-            result.text += piece
-            show(piece)
-            if stream.stopped:
-                running.finish_reason = "stop"
-    except KeyboardInterrupt:
-        interrupted = True
-    reading.clear()
+    with Reading(runtime.config, sequences, quiet=quiet) as reading:
+        try:
+            for running, token in runtime.generate(sequences, **watching):
+                if token is None:
+                    reading.update()
+                    continue
+                reading.clear()
+                result, stream = answers[id(running)], streams[id(running)]
+                result.ended = time.perf_counter()
+                result.first_token = result.first_token or result.ended
+                piece = stream.push(token)
+                result.text += piece
+                show(piece)
+                if stream.stopped:
+                    running.finish_reason = "stop"
+        except KeyboardInterrupt:
+            interrupted = True
     for running in sequences:
         result = answers[id(running)]
         result.interrupted = interrupted and running.finish_reason is None
@@ -77,32 +78,6 @@ def answer_all(
         result.text += rest
         show(rest)
     return list(answers.values())
-
-
-class Reading:
-    """A line on the terminal that counts the prompt's tokens while they are read; silent for the first two seconds."""
-
-    def __init__(self, quiet: bool):
-        self.started = time.perf_counter()
-        self.enabled = not quiet and sys.stderr.isatty()
-        self.shown = False
-
-    def update(self, done: int, total: int) -> None:
-        elapsed = time.perf_counter() - self.started
-        if self.enabled and elapsed > 0.5:
-            left = elapsed / max(done, 1) * (total - done)
-            print(
-                f"\rreading the prompt: {done} of {total} tokens, {left:.0f} s left ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-            self.shown = True
-
-    def clear(self) -> None:
-        if self.shown:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-            self.shown = False
 
 
 def write_text(text: str) -> None:

@@ -185,7 +185,7 @@ def measure(arguments, name: str, folder: Path, names, dtypes, questions, thread
 
 def fits(config: Config, question: Question) -> bool:
     """Whether the model can look that far back."""
-    return question.depth + question.tokens <= config.max_position_embeddings
+    return question.depth + question.tokens <= config.context
 
 
 def key_of(folder: Path) -> str:

@@ -176,9 +176,10 @@ class Chat:
         if self.quiet:
             return
         config, folder = self.runtime.config, self.runtime.checkpoint.folder
+        yarn = f" (YaRN {config.rope_scaling.factor:g})" if config.rope_scaling else ""
         self.say(
             f"{folder.name} · {config.num_hidden_layers} layers · backend {self.runtime.backend.name} · "
-            f"context {self.runtime.context} · {describe(self)}"
+            f"context {self.runtime.context}{yarn} · {describe(self)}"
         )
         if self.runtime.is_base:
             self.say("this is a base model: it continues text and was not trained to answer")

@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     config, weights, ids, folder = subject(arguments)
-    if len(ids) + arguments.decode > config.max_position_embeddings:
+    if len(ids) + arguments.decode > config.context:
         raise UsageError(
             f"{len(ids)} tokens of prompt and {arguments.decode} decoded are more than the model's context of "
-            f"{config.max_position_embeddings}"
+            f"{config.context}"
         )
     a, b = (diff.make_side(name, config, weights, folder) for name in (arguments.a, arguments.b))
     report = diff.diff(a, b, ids, decode=arguments.decode, chunk=arguments.chunk, rtol=arguments.rtol)
@@ -173,7 +173,7 @@ def print_report(console, report: Report, tokens: int | None = None, *, every: b
             numbers = [each.max_abs, each.max_rel, *([] if narrow else [each.rms])]
             over = not each.max_rel <= report.rtol
             mark = f"<- {report.verdict}" if row.here else "beyond" if over else ""
-            cells = [f"  {row.label}", shape(each, narrow), *(f"{number:.1e}" for number in numbers), mark]
+            cells = [f"  {short(row.label)}", shape(each, narrow), *(f"{number:.1e}" for number in numbers), mark]
             table.add_row(*(Text(cell) for cell in cells), style="bold" if row.here else None)
     console.print(table)
     if alone := len({each.split(", ")[1] for each in [*found.only_a, *found.only_b]}):
@@ -222,6 +222,16 @@ def worst(places: Iterable[Difference], here: str | None) -> Difference:
 
 def within(row: Row, report: Report) -> bool:
     return row.worst.max_rel <= report.rtol
+
+
+def short(label: str) -> str:
+    """A place in some 40 letters: of a long one, what lies between the block and the operation is left out.
+
+    >>> short("layers.3.self_attn.sliding_window_attention.attention_part.softmax_part")
+    'layers.3.self_attn .. softmax_part'
+    """
+    parts = label.split(".")
+    return label if len(label) <= 40 else f"{'.'.join(parts[:3])} .. {parts[-1]}"
 
 
 def shape(each: Difference, narrow: bool) -> str:

@@ -13,10 +13,14 @@ import json
 from pathlib import Path
 
 from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.cli import options
 from tinyqwen.config import Config
-from tinyqwen.config_json import read_config
+from tinyqwen.config_json import read_config, written_scaling
+from tinyqwen.context import stretched
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, weight_bytes
+from tinyqwen.kv_cache import KV_FORMATS
+from tinyqwen.plan import kv_bytes_per_token
 from tinyqwen.sampling import read_generation_config
 from tinyqwen.sizes import CONTRADICTIONS, SIZES
 from tinyqwen.weights import count_parameters
@@ -28,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a model folder, or a name on the hub")
     parser.add_argument("--revision", help="a branch, tag or commit on the hub")
     parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
+    options.add_context_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
 
 
@@ -38,13 +43,17 @@ def run(arguments: argparse.Namespace) -> int:
         folder = resolve_model(
             arguments.model, None, False, revision=arguments.revision, offline=arguments.offline, weights=False
         )
-        facts = {"model": str(arguments.model), **figures(read_config(folder / "config.json")), **habits(folder)}
+        config = stretched(read_config(folder / "config.json"), arguments.yarn, arguments.dca)
+        facts = {"model": str(arguments.model), **figures(config), **habits(folder)}
     elif arguments.size:
         size = SIZES.get(arguments.size)
         if size is None:
             raise UsageError(f"--size {arguments.size} is not published; there are {', '.join(SIZES)}")
-        facts = {"model": size.hub_id(arguments.base), "licence": size.licence, **figures(size.config(arguments.base))}
+        config = stretched(size.config(arguments.base), arguments.yarn, arguments.dca)
+        facts = {"model": size.hub_id(arguments.base), "licence": size.licence, **figures(config)}
         facts["public pages"] = [*CONTRADICTIONS.get(arguments.size, ()), *CONTRADICTIONS["*"]]
+    elif arguments.yarn is not None or arguments.dca is not None:
+        raise UsageError("--yarn and --dca are about one model; name it with --size or --model")
     else:
         return list_sizes(arguments)
     if arguments.json:
@@ -58,9 +67,10 @@ def figures(config: Config) -> dict:
     """What follows from a config: shapes, parameters, bytes.
 
     >>> figures(SIZES["0.5B"].config())["kv_cache_bytes_per_token"]
-    {'f32': 24576, 'bf16': 12288}
+    {'f32': 24576, 'bf16': 12288, 'int8': 6528}
     """
     counts = count_parameters(config)
+    chunk = config.dual_chunk_attention_config
     shapes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -73,6 +83,9 @@ def figures(config: Config) -> dict:
         "tie_word_embeddings": config.tie_word_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling and written_scaling(config.rope_scaling),
+        "dual_chunk_attention_config": chunk and dict(chunk._asdict()),
+        "context": config.context,
         "sliding_window": config.sliding_window,
     }
     if config.num_experts:
@@ -83,9 +96,7 @@ def figures(config: Config) -> dict:
         "parameters": counts,
         "stored_as": config.quantization_config.format if config.quantization_config else config.torch_dtype,
         "weight_bytes": {name: weight_bytes(config, name) for name in FORMATS},
-        "kv_cache_bytes_per_token": {
-            name: config.kv_values_per_token * size for name, size in (("f32", 4), ("bf16", 2))
-        },
+        "kv_cache_bytes_per_token": {kv: kv_bytes_per_token(config, kv) for kv in KV_FORMATS},
     }
 
 

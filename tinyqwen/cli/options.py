@@ -10,6 +10,7 @@ from pathlib import Path
 
 import backends
 from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.context import chunks
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
@@ -52,6 +53,19 @@ def add_format_arguments(parser) -> None:
     )  # fmt: skip
 
 
+def add_context_arguments(parser) -> None:
+    """How a model is run at texts longer than it was trained on; `tinyqwen.context.stretched` does it."""
+    parser.add_argument(
+        "--yarn", type=float, metavar="FACTOR",
+        help="texts of up to FACTOR times the trained length (Qwen2: 4); short texts get a little worse",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dca", type=chunks, metavar="CHUNK,LOCAL",
+        help="Dual Chunk Attention: no distance beyond CHUNK tokens, and those up to LOCAL are true (Qwen2: "
+        "32768,1024); CHUNK,LOCAL,TRAINED adds YaRN's temperature for texts longer than TRAINED",
+    )  # fmt: skip
+
+
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
     return {
@@ -70,7 +84,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS],
         help="the format of the KV cache (default: auto, bf16; f32 where the weights are, and on numpy)",
     )  # fmt: skip
-    group.add_argument("--context", "-c", type=int, metavar="N", help="at most N tokens, prompt and answer together")
+    group.add_argument(
+        "--context", "-c", type=int, metavar="N",
+        help="at most N tokens, prompt and answer together; refused if they cannot fit in memory (default: all that "
+        "the model can look at)",
+    )  # fmt: skip
+    add_context_arguments(group)
     group.add_argument(
         "--ignore-config", action="append", default=[], metavar="KEY",
         help="accept this key of config.json although its effect is unknown (repeatable)",
@@ -119,6 +138,8 @@ def load_model(arguments: argparse.Namespace) -> Runtime:
             **format_of(arguments),
             kv_dtype=arguments.kv_dtype,
             context=arguments.context,
+            yarn=arguments.yarn,
+            dca=arguments.dca,
             ignore_config=tuple(arguments.ignore_config),
             progress=update,
             compiling=compiling,

@@ -4,7 +4,7 @@ Without --size, all published sizes: which fit where. Times are floors, from dat
 this machine was measured to do: real ones are longer, never shorter.
 
   tinyqwen plan --size 72B --context 131072 --dtype int4
-  tinyqwen plan --context 8192 --kv bf16
+  tinyqwen plan --size 7B --yarn 4 --kv-dtype int8
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import argparse
 import json
 
 from tinyqwen.checkpoint.hub import resolve_model
+from tinyqwen.cli import options
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
+from tinyqwen.context import LONGEST, advice, stretched
 from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
-from tinyqwen.plan import BYTES, ROOMS, memory, work
+from tinyqwen.kv_cache import KV_FORMATS
+from tinyqwen.plan import ROOMS, kv_bytes_per_token, memory, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.trace.machine import Machine, measure
+
+USUAL = 4096  # tokens, when nobody says
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,16 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a folder or a name on the hub: its config.json")
     parser.add_argument("--revision", help="a branch, tag or commit on the hub")
     parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
-    parser.add_argument("--context", "-c", type=int, default=4096, metavar="N", help="tokens (default 4096)")
+    parser.add_argument(
+        "--context",
+        "-c",
+        type=int,
+        metavar="N",
+        help=f"tokens (default {USUAL}; with --yarn, all that it makes room for)",
+    )
+    options.add_context_arguments(parser)
     parser.add_argument("--dtype", choices=FORMATS, default="bf16", help="how weights are stored (default bf16)")
-    parser.add_argument("--kv", choices=list(BYTES), default="bf16", help="how the cache is stored (default bf16)")
+    parser.add_argument(
+        "--kv-dtype", "--kv", choices=KV_FORMATS, default="bf16", help="how the cache is stored (default bf16)"
+    )
     parser.add_argument("--device", metavar="NAME", help=f"this, or one of {', '.join(DEVICES)} (default: all)")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not 1 <= arguments.context <= 2**24:
-        raise UsageError(f"--context must be from 1 to {2**24}, is {arguments.context}")
+    if arguments.context is not None and not 1 <= arguments.context <= LONGEST:
+        raise UsageError(f"--context must be from 1 to {LONGEST}, is {arguments.context}")
     machines = machines_of(arguments.device)
     if arguments.size and arguments.model:
         raise UsageError("--size and --model name two models; give one of them")
@@ -46,12 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
         folder = resolve_model(
             arguments.model, None, revision=arguments.revision, offline=arguments.offline, weights=False
         )
-        facts = plan_one(str(arguments.model), read_config(folder / "config.json"), arguments, machines)
+        config = stretched(read_config(folder / "config.json"), arguments.yarn, arguments.dca)
+        facts = plan_one(str(arguments.model), config, arguments, machines)
     elif arguments.size:
         if arguments.size not in SIZES:
             raise UsageError(f"no size {arguments.size!r}; there are {', '.join(SIZES)}")
-        config = SIZES[arguments.size].config(arguments.base)
+        config = stretched(SIZES[arguments.size].config(arguments.base), arguments.yarn, arguments.dca)
         facts = plan_one(SIZES[arguments.size].hub_id(arguments.base), config, arguments, machines)
+    elif arguments.yarn is not None or arguments.dca is not None:
+        raise UsageError("--yarn and --dca are about one model; name it with --size or --model")
     else:
         facts = plan_all(arguments)
     if arguments.json:
@@ -77,9 +94,10 @@ def machines_of(name: str | None) -> dict[str, tuple[float | None, Machine]]:
 
 def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines: dict) -> dict:
     """Everything about one model at one context, in one format."""
-    weights, context = shape_weights(config, arguments.dtype), arguments.context
-    needed = memory(config, context, arguments.dtype, arguments.kv)
-    kv_scale = BYTES[arguments.kv] / 4
+    weights = shape_weights(config, arguments.dtype)
+    context = arguments.context or (USUAL if config.context == config.trained_context else config.context)
+    needed = memory(config, context, arguments.dtype, arguments.kv_dtype)
+    kv_scale = kv_bytes_per_token(config, arguments.kv_dtype) / kv_bytes_per_token(config, "f32")
     first, last, prompt = (work(config, weights, *size) for size in ((1, 1), (1, context), (context, context)))
     devices = {}
     for device, (room, machine) in machines.items():
@@ -92,9 +110,11 @@ def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines:
     other = needed.total - needed.weights
     return {
         "model": name,
-        "context": arguments.context,
+        "context": context,
+        "context_of_model": config.context,
         "dtype": arguments.dtype,
-        "kv": arguments.kv,
+        "kv": arguments.kv_dtype,
+        "beyond": None if context <= config.context else advice(config, context),
         "memory": {**needed._asdict(), "total": needed.total},
         "per_token": {
             "flops_empty": first.flops,
@@ -110,14 +130,14 @@ def plan_one(name: str, config: Config, arguments: argparse.Namespace, machines:
 
 def plan_all(arguments: argparse.Namespace) -> dict:
     """Which sizes fit where, in every format."""
-    sizes = {}
+    sizes, context, kv = {}, arguments.context or USUAL, arguments.kv_dtype
     for name, size in SIZES.items():
         config = size.config(arguments.base)
-        needed = memory(config, arguments.context)
-        other = BYTES[arguments.kv] * needed.kv // 4 + needed.activations + needed.logits
+        needed = memory(config, context, kv=kv)
+        other = needed.total - needed.weights
         totals = {format: weight_bytes(config, format) + other for format in FORMATS}
         sizes[name] = {"total": totals, "fits": {format: rooms(total) for format, total in totals.items()}}
-    return {"context": arguments.context, "kv": arguments.kv, "sizes": sizes}
+    return {"context": context, "kv": kv, "sizes": sizes}
 
 
 def rooms(total: int) -> list[int]:
@@ -158,6 +178,8 @@ def show_one(facts: dict) -> None:
     console = Console(highlight=False, markup=False)
     memory, per_token = facts["memory"], facts["per_token"]
     console.print(f"{facts['model']}: {facts['dtype']} weights, {facts['kv']} cache, {facts['context']:,} tokens")
+    if facts["beyond"]:
+        console.print(f"the model looks at {facts['context_of_model']:,} tokens; {facts['beyond']}")
     table = Table(box=None, show_header=False, pad_edge=False)
     names = {"kv": "KV cache", "scores": "(+ scores, in NumPy)"}
     for name in ("weights", "kv", "activations", "logits", "total", "scores"):

@@ -28,6 +28,7 @@ from tinyqwen.cli import options
 from tinyqwen.cli.options import read_text
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
+from tinyqwen.context import stretched
 from tinyqwen.devices import device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import shape_weights
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="no chat template: the prompt as it stands")
     options.add_backend_arguments(parser, "meta")
     options.add_format_arguments(parser)
+    options.add_context_arguments(parser)
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="with meta: tokens of prompt (default 32)")
     parser.add_argument("--jsonl", metavar="FILE", help="write one JSON object per operation (- for standard output)")
     parser.add_argument("--chrome", metavar="FILE", help="write a timeline for Perfetto or chrome://tracing")
@@ -83,7 +85,7 @@ class Subject:
 
     def start(self, new_tokens: int) -> Running:
         cache = KVCache(self.backend, self.config)
-        return Running(self.ids, cache, Sampling(), self.config.max_position_embeddings, max_new_tokens=new_tokens)
+        return Running(self.ids, cache, Sampling(), self.config.context, max_new_tokens=new_tokens)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -200,7 +202,8 @@ def model_of(arguments: argparse.Namespace) -> Subject:
     folder = options.model_folder(arguments)
     quiet, backend = arguments.quiet, {"backend": arguments.backend, "threads": arguments.threads}
     with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
-        runtime = load(folder, **backend, **options.format_of(arguments), progress=update, compiling=compiling)
+        how = {**backend, **options.format_of(arguments), "yarn": arguments.yarn, "dca": arguments.dca}
+        runtime = load(folder, **how, progress=update, compiling=compiling)
         runtime.checkpoint.settle()
     if arguments.explain:  # what is inside an operation can be seen where its definition runs
         bodies = runtime.backend.bodies
@@ -228,8 +231,10 @@ def config_of(arguments: argparse.Namespace) -> Config:
     if arguments.size and not arguments.model:
         if arguments.size not in SIZES:
             raise UsageError(f"no size {arguments.size!r}; there are {', '.join(SIZES)}")
-        return SIZES[arguments.size].config(arguments.base)
-    return read_config(options.model_folder(arguments, weights=False) / "config.json")
+        config = SIZES[arguments.size].config(arguments.base)
+    else:
+        config = read_config(options.model_folder(arguments, weights=False) / "config.json")
+    return stretched(config, arguments.yarn, arguments.dca)
 
 
 def make_console(arguments: argparse.Namespace):

@@ -27,10 +27,11 @@ from tinyqwen.config import Config
 from tinyqwen.errors import UsageError
 from tinyqwen.generate import CHUNK, Running, generate
 from tinyqwen.step import Step
+from tinyqwen.trace.parts import whole_weights
 from tinyqwen.weights import Node, names_of
 
 Keep = Callable[[str, str], bool]  # (path, operation's name) -> whether to keep the result
-OPENED = ("attention", "route")  # operations with something inside to keep: a softmax
+OPENED = {"attention": "softmax", "attention_part": "softmax_part", "route": "softmax"}  # what is inside, to be kept
 
 
 class Kept(NamedTuple):
@@ -60,6 +61,7 @@ class CapturedStep:
     """One call of the model: its tokens, whose they were, and what was kept, in order of finishing."""
 
     step: Step | None = None
+    config: Config | None = None
     parts: list[Part] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
 
@@ -95,11 +97,11 @@ class Capture(Places):
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         path = self.place(operation, arrays)
         now = self.steps[-1]
-        now.step = settings.get("step", now.step)
+        now.step, now.config = settings.get("step", now.step), settings.get("config", now.config)
         self.inside.append(path)
         in_one_go = operation.name in OPENED and operation.name in self.bodies
         try:
-            if in_one_go and self.keep(f"{path}.softmax", "softmax"):
+            if in_one_go and self.keep(f"{path}.{OPENED[operation.name]}", OPENED[operation.name]):
                 out = operation.definition(door or self, *arrays, **settings)
             else:
                 out = super().run(operation, arrays, settings, door)
@@ -161,8 +163,9 @@ def missing(what: str) -> UsageError:
 
 def attention_weights(layer: int) -> Keep:
     """What `attention_maps` needs."""
-    wanted = f"layers.{layer}.self_attn.attention.softmax"
-    return lambda path, operation: path == wanted
+    place = f"layers.{layer}.self_attn."
+    ends = "attention.softmax", "attention_part.softmax_part"
+    return lambda path, operation: path.startswith(place) and path.endswith(ends)
 
 
 @dataclass
@@ -197,11 +200,14 @@ def attention_maps(steps: Sequence[CapturedStep], layer: int) -> list[AttentionM
     keep, maps = attention_weights(layer), []
     for step in steps:
         kept = [one.result for one in step.kept if keep(one.path, one.operation)]
-        if len(kept) != len(step.parts):
+        if len(kept) < len(step.parts):
             raise missing(f"the attention weights of layer {layer}")
-        for part, weights_GRTS in zip(step.parts, kept):
-            G, R, T, S = weights_GRTS.shape
-            maps.append(AttentionMap(part.sequence, part.phase, part.position, weights_GRTS.reshape(G * R, T, S)))
+        results = iter(kept)
+        for part in step.parts:
+            total = part.position + part.stop - part.start
+            assert step.config is not None
+            weights_HTS = whole_weights(step.config, layer, part.position, total, results)
+            maps.append(AttentionMap(part.sequence, part.phase, part.position, weights_HTS))
     return maps
 
 

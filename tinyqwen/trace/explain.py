@@ -35,7 +35,7 @@ def operations() -> dict[str, Operation]:
     """The whole vocabulary by name.
 
     >>> sorted(operations())[:3]
-    ['add', 'attention', 'by_likelihood']
+    ['add', 'attention', 'attention_part']
     """
     names = [f"tinyqwen.blocks.{module.name}" for module in pkgutil.iter_modules(tinyqwen.blocks.__path__)]
     modules = [importlib.import_module(name) for name in (*names, "tinyqwen.kv_cache", "tinyqwen.sampling")]

@@ -73,7 +73,8 @@ def record(
 ) -> list[TracedStep]:
     """Run that sequence to its end under a tracer. The tokens are the same as without."""
     recorder = Recorder(backend, weights, running)
-    running.cache.reserve(len(running.ids) + (running.max_new_tokens or 0))  # a cache of shapes alone cannot grow
+    length = len(running.ids) + (running.max_new_tokens or 0)
+    running.cache.reserve(length, step=min(chunk, len(running.ids)))  # a cache of shapes alone cannot grow
     for _ in generate(
         recorder.backend,
         config,

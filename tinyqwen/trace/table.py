@@ -19,6 +19,9 @@ LETTERS = {
     "take_rows": "TD", "rope_tables": "TKh", "rms_norm": "TD", "linear": "TO", "rope": "TNK", "update_cache": "GSK",
     "attention": "THK", "scores": "GRTS", "mix": "GRTK", "swiglu": "TF", "add": "TD", "route": "TA", "experts": "TD",
     "sigmoid_gate": "TD", "decoder_layer": "TD", "self_attention": "TD", "feed_forward": "TD", "sparse_moe": "TD",
+    "dual_chunk_tables": "TKh", "sharpen": "TKh", "dual_chunk_attention": "THK", "sliding_window_attention": "THK",
+    "attention_part": "THK",
+    "softmax_part": "GRTS", "merge_parts": "THK",
 }  # fmt: skip
 LATENCY = 20e-6  # below this many seconds, starting the work is most of it
 

@@ -35,7 +35,7 @@ def print_memory(console: Console, config: Config) -> None:
         found = [one.stored_in(itemsize) for one in planned]
         room = console.width - 62
         for context, one in zip(CONTEXTS, found):
-            mark = "" if context <= config.max_position_embeddings else "*"
+            mark = "" if context <= config.context else "*"
             numbers = (one.weights, one.kv, one.activations, one.logits, one.total, one.scores)
             table.add_row(f"{context // 1024}k{mark}", *map(gigabytes, numbers), stacked(one, found[-1].total, room))
         console.print(table, highlight=False)
@@ -45,7 +45,7 @@ def print_memory(console: Console, config: Config) -> None:
         console,
         "activations and logits stay float32, for a prompt read 256 tokens at a time; + scores: what attention takes "
         "more where its scores are stored (NumPy), which fast kernels do not. "
-        f"* more than the {config.max_position_embeddings} tokens that the config allows.",
+        f"* more than the {config.context} tokens that the config allows.",
         "dim",
     )
     say(
@@ -60,7 +60,7 @@ def print_memory(console: Console, config: Config) -> None:
     for name, itemsize in BYTES.items():
         one = planned[0].stored_in(itemsize)
         fits = [longest_context(one, CONTEXTS[0], gigabyte * 10**9) for gigabyte in ROOMS]
-        table.add_row(name, *(f"{tokens}{'*' if tokens > config.max_position_embeddings else ''}" for tokens in fits))
+        table.add_row(name, *(f"{tokens}{'*' if tokens > config.context else ''}" for tokens in fits))
     console.print(table, highlight=False)
     say(console, "tokens of one sequence; 0: the weights alone do not fit", "dim")
 
@@ -81,14 +81,15 @@ def print_rope(console: Console, config: Config, context: int | None = None) -> 
     A pair that turns less than once within the context gives every position an angle of its own, as a clock's hour
     hand does; the fast ones repeat, and tell neighbours apart.
     """
-    context = context or config.max_position_embeddings
+    context = context or config.context
     length_Kh = wavelengths(config)
     longest = max(float(length_Kh[-1]), context)
     width = console.width - 31
     column = lambda length: round(width * math.log(length / 6) / math.log(longest / 6))  # noqa: E731
+    yarn = f", YaRN {config.rope_scaling.factor:g}" if config.rope_scaling else ""
     say(
         console,
-        f"RoPE: {len(length_Kh)} pairs of channels, theta {config.rope_theta:g}, a context of {context}",
+        f"RoPE: {len(length_Kh)} pairs of channels, theta {config.rope_theta:g}{yarn}, a context of {context}",
         "bold",
     )
     say(console, f"{'pair':>4} {'wavelength':>11} {'turns':>10}   bars: log scale; | marks the context", "dim")

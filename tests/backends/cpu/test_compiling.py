@@ -24,6 +24,7 @@ import backends
 from backends.cpu.compiling import announced
 from backends.quantised import BITS, quantise
 from tests.helpers import dense_config
+from tinyqwen.config import FULL, SLIDING, DualChunk
 from tinyqwen.formats import DTYPES, format_of
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -32,7 +33,14 @@ from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import make_step
 from tinyqwen.weights import random_weights, tree
 
-backend, config, at_first, later = backends.get("cpu"), dense_config(hidden_size=520, intermediate_size=600), [], []
+kinds = {
+    "plain": {},
+    "chunks": {"dual_chunk_attention_config": DualChunk(120, 30)},
+    "window": {"sliding_window": 70, "layer_types": (FULL, SLIDING, SLIDING)},
+}
+kind = kinds[sys.argv[3]]
+config = dense_config(hidden_size=520, intermediate_size=600, **kind)
+backend, at_first, later = backends.get("cpu"), [], []
 sampling = Sampling(True, 0.7, 20, 0.8)
 
 def kept(name, array):
@@ -48,7 +56,7 @@ with announced(later.append):
     one, two = make_cache(backend, config), make_cache(backend, config)
     for parts in (
         [([1] * 300, one)], [([1], one)], [([1, 2, 3], one), ([1] * 4, two)], [([1], one), ([1], two)],
-        [([1] * 200, one)], [([1] * 100, one)], [([1], one)],
+        [([1] * 200, one)], [([1] * 200, one)], [([1], one)],
     ):
         logits_NV = forward(backend, config, weights, make_step(parts))
     sample(backend, logits_NV[0], [], sampling=sampling, uniform=0.5)
@@ -56,13 +64,14 @@ print(json.dumps({"at_first": at_first, "later": later, "seconds": prepared, "lo
 """
 
 
-def run(cache, script=RUN, formats=("f32", "f32"), **environment):
+def run(cache, script=RUN, formats=("f32", "f32"), kind="plain", **environment):
     """A process of its own with that cache folder: what it printed, as JSON, and its warnings.
 
     formats   of the weights and of the KV cache
+    kind      of attention
     """
     environment = {**os.environ, "TINYQWEN_CACHE": str(cache), "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", script, *formats]
+    command = [sys.executable, "-c", script, *formats, kind]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
@@ -80,6 +89,12 @@ def test_the_first_start_compiles_and_the_model_finds_all_kernels_ready(filled):
     assert {"rms_norm.norm_rows", "swiglu.swiglu_rows"} <= set(said["at_first"]) and errors == ""
     assert said["later"] == [], "a tiny model must need the kernels that the real one does"
     assert len(list(cache.glob("kernels/*/*.nbc"))) >= len(said["at_first"])
+
+
+@pytest.mark.parametrize("kind", ["chunks", "window"])
+def test_attention_in_parts_finds_its_kernels_ready(filled, kind):
+    said, _ = run(filled[0], kind=kind)
+    assert said["later"] == []
 
 
 @pytest.mark.slow

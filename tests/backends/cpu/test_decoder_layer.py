@@ -14,7 +14,7 @@ from backends.interface import Wrapper
 from backends.quantised import quantise
 from tests.helpers import moe_config
 from tinyqwen.blocks.decoder_layer import decoder_layer
-from tinyqwen.config import Config
+from tinyqwen.config import Config, DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
@@ -75,6 +75,16 @@ def test_the_same_bits_where_threads_share_the_keys(kv):
     backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
     alone = decode(backend, CONFIG, weights, kv, prompt=1030, tokens=3)
     np.testing.assert_array_equal(alone, decode(Counting(backend), CONFIG, weights, kv, prompt=1030, tokens=3))
+
+
+def test_a_text_that_outgrows_its_chunk():
+    """Within a chunk a token is one call; from then on its keys lie in several stretches, and the steps are taken."""
+    config = dataclasses.replace(CONFIG, dual_chunk_attention_config=DualChunk(6, 1))
+    backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
+    assert body_runs(config, weights) == [True, True]
+    alone = decode(backend, config, weights)
+    np.testing.assert_array_equal(alone, decode(Counting(backend), config, weights))
+    assert (alone[-1] != decode(backend, CONFIG, weights)[-1]).any()
 
 
 def body_runs(config, weights, backend=None, kv="f32"):

@@ -182,6 +182,11 @@ def test_a_pipe_is_a_chat_without_prompts_or_colours(folder):
     assert "endless" in err
 
 
+def test_the_header_names_yarn_and_the_context_that_it_makes(folder):
+    code, _, err = piped(folder, "hello", arguments=("--yarn", "2"))
+    assert code == 0 and "context 2000000 (YaRN 2)" in err
+
+
 def test_every_command_is_in_the_help_and_works(folder, tmp_path):
     assert all(name in HELP for name in COMMANDS if name != "/?")
     file = tmp_path / "chat.json"

@@ -129,9 +129,39 @@ def test_info_flags_what_public_pages_get_wrong(tinyqwen):
     assert "57,408,658,944" in out and "14,249,270,784" in out
     assert "one of width 20480" in " ".join(out.split())
     facts = json.loads(tinyqwen("info", "--size", "0.5B", "--json")[1])
-    assert facts["kv_cache_bytes_per_token"] == {"f32": 24576, "bf16": 12288}
+    assert facts["kv_cache_bytes_per_token"] == {"f32": 24576, "bf16": 12288, "int8": 6528}
     assert facts["weight_bytes"]["bf16"] == 988065536
     assert any("16 query and 8 KV heads" in page for page in facts["public pages"])
+
+
+def test_info_with_yarn(tinyqwen):
+    shape = json.loads(tinyqwen("info", "--size", "7B", "--yarn", 4, "--json")[1])["shape"]
+    assert shape["context"] == 131072 and shape["max_position_embeddings"] == 32768
+    assert shape["rope_scaling"] == {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
+    prompt = "x " * 600
+    code, _, err = tinyqwen("generate", "-m", folder, "--raw", prompt)
+    assert code == 2 and "stretch it with --yarn 3, to 1536" in err
+    code, out, _ = tinyqwen("generate", "-m", folder, "--raw", "--yarn", 3, "-n", 2, "--json", prompt)
+    assert code == 0 and json.loads(out)["usage"]["prompt_tokens"] == 1200
+    code, _, err = tinyqwen("generate", "-m", folder, "--context", 1000, "--yarn", 1.5, "hello")
+    assert code == 2 and "the model's holds 768; stretch it with --yarn 2, to 1024" in err
+    code, out, _ = tinyqwen("trace", "-m", folder, "--yarn", 3, "--view", "rope")
+    assert code == 0 and "a context of 1536" in out
+
+
+def test_dca_lengthens_the_context_and_says_the_same_within_a_chunk(tinyqwen, folder):
+    facts = json.loads(tinyqwen("info", "-m", folder, "--dca", "512,64", "--json")[1])
+    assert facts["shape"]["context"] == 2048
+    plain, chunked = (
+        tinyqwen("generate", "-m", folder, "--greedy", "-n", 8, "-q", *flags, "hello")
+        for flags in ([], ["--dca", "512,64"])
+    )
+    assert plain == chunked and plain[0] == 0
+    code, out, err = tinyqwen("generate", "-m", folder, "--dca", "512,64", "--greedy", "-n", 3, "-q", "x " * 600)
+    assert code == 0 and out and err == ""
 
 
 def test_info_about_a_folder(tinyqwen, folder):
@@ -167,6 +197,14 @@ WRONG_USAGE = {
     "seed": (["generate", "-m", "{folder}", "--seed", "-1", "hi"], "--seed"),
     "seed too large": (["generate", "-m", "{folder}", "--seed", str(2**64), "hi"], "--seed"),
     "context": (["generate", "-m", "{folder}", "--context", "100000", "hi"], "--context"),
+    "yarn": (["generate", "-m", "{folder}", "--yarn", "0.5", "hi"], "--yarn must be a number from 1"),
+    "yarn of no model": (["info", "--yarn", "4"], "--yarn and --dca are about one model"),
+    "plan of no model": (["plan", "--yarn", "4"], "--yarn and --dca are about one model"),
+    "dca and yarn": (
+        ["generate", "-m", "{folder}", "--dca", "256,32", "--yarn", "2", "hi"], "would both stretch the context"
+    ),
+    "dca beyond training": (["generate", "-m", "{folder}", "--dca", "1024,32", "hi"], "distances up to 512 only"),
+    "dca local": (["info", "-m", "{folder}", "--dca", "256,256"], "local_size must be smaller"),
     "empty stop": (["generate", "-m", "{folder}", "--stop", "", "hi"], "--stop"),
     "prompt too long": (["generate", "-m", "{folder}", "x " * 600], "context holds 512"),
     "prompt far too long": (["generate", "-m", "{folder}", "x" * 100000], "context"),

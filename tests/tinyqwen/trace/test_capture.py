@@ -29,7 +29,7 @@ BACKEND = backends.get("numpy")
 
 
 def everything(path, operation):
-    return operation in ("softmax", "route", "decoder_layer") or routers(path, operation)
+    return operation in ("softmax", "softmax_part", "route", "decoder_layer") or routers(path, operation)
 
 
 def start(config, prompts=((7, 0),), decode=4, backend=BACKEND):
@@ -89,20 +89,23 @@ def brute_force(config, weights, ids, layer):
     """The attention weights of all queries of one sequence, head by head and query by query, without cache or mask."""
     recording = Recording(BACKEND)
     logits_of(recording, config, weights, ids)
-    turned = recording.outputs("rope")[2 * layer : 2 * layer + 2]
-    q_THK, k_TGK = (array.astype(np.float64) for array in turned)
-    T, H, K = q_THK.shape
+    turned = [array.astype(np.float64) for array in recording.outputs("rope")]
+    per_layer, chunk = len(turned) // config.num_hidden_layers, config.dual_chunk_attention_config
+    *queries, k_TGK = turned[per_layer * layer : per_layer * (layer + 1)]
+    T, H, K = queries[0].shape
     out_HTT = np.zeros((H, T, T))
     for h in range(H):
         for t in range(T):
             first = max(0, t + 1 - (config.window(layer) or T))
-            score_S = k_TGK[first : t + 1, h // (H // k_TGK.shape[1])] @ q_THK[t, h] / np.sqrt(K)
+            k_SK = k_TGK[first : t + 1, h // (H // k_TGK.shape[1])]
+            way_S = [min(t // chunk.chunk_len - s // chunk.chunk_len, 2) if chunk else 0 for s in range(first, t + 1)]
+            score_S = np.array([k_K @ queries[way][t, h] for k_K, way in zip(k_SK, way_S)]) / np.sqrt(K)
             weight_S = np.exp(score_S - score_S.max())
             out_HTT[h, t, first : t + 1] = weight_S / weight_S.sum()
     return out_HTT
 
 
-@pytest.mark.parametrize("name", ["dense", "window", "moe"])
+@pytest.mark.parametrize("name", ["dense", "window", "chunks", "moe"])
 @pytest.mark.parametrize("layer", [0, 2])
 def test_attention_equals_a_brute_force_recomputation(name, layer):
     """Prefill in chunks, decode, three sequences in the same steps: the same weights as one plain pass over the ids."""

@@ -109,7 +109,8 @@ def test_the_letters_of_every_result_are_true(name):
             assert len(axes) == len(span.shape), span
         for axis, size in zip(axes, span.shape):
             if axis in sizes and axis not in "FK":  # F also names an expert's width, K in TKh is half of it
-                assert sizes[axis] == size or (axis == "T" and span.shape[0] >= 1), (span.path, letters, span.shape)
+                part = (axis == "T" and size >= 1) or (axis == "S" and name in ("window", "chunks") and size <= 15)
+                assert sizes[axis] == size or part, (span.path, letters, span.shape)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])

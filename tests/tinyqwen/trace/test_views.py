@@ -218,6 +218,15 @@ def test_wavelengths_are_those_of_the_formula():
     np.testing.assert_allclose(wavelengths(config), expected_Kh, rtol=1e-9)
 
 
+def test_wavelengths_and_the_view_of_a_stretched_model():
+    plain = SIZES["7B"].config()
+    ratio_Kh = wavelengths(plain.with_yarn(4)) / wavelengths(plain)
+    np.testing.assert_allclose(ratio_Kh[[0, 23, 40, 63]], [1, 1, 4, 4], rtol=1e-9)
+    text = printed(100, print_rope, plain.with_yarn(4))
+    assert "theta 1e+06, YaRN 4, a context of 131072" in text
+    assert "24 of 64 pairs turn less than once" in text, "as many as without YaRN in 32768 tokens"
+
+
 @WIDTHS
 def test_rope(width):
     config = SIZES["0.5B"].config()

@@ -52,10 +52,10 @@ class Model:
         """Take the next ids of every sequence, and give each one's next id, the likeliest. S sequences, T ids each."""
         T = ids_ST.shape[1]
         step = max(1, CHUNK // len(caches))
+        lengths = [cache.length + T for cache in caches]
         for begin in range(0, T, step):
-            more = [begin + step < T] * len(caches)
             parts = [(ids_T[begin : begin + step].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
-            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, unfinished=more))
+            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, lengths=lengths))
         return logits_NV.argmax(-1)
 
     def new_caches(self, sequences: int) -> list[KVCache]:
@@ -67,12 +67,12 @@ class Model:
 
     def decode(self, depth: int, tokens: int, sequences: int) -> list[float]:
         caches = self.caches.get((depth, sequences))
-        if caches is None:
+        if caches is None or not all(cache.keeps(depth) for cache in caches):  # sliding windows cannot go far back
             caches = self.new_caches(sequences)
             if depth:
                 self.feed(caches, some_ids(self.config.vocab_size, sequences, depth))
             for cache in caches:
-                cache.reserve(depth + tokens)
+                cache.reserve(depth + tokens, step=1)
             self.caches[depth, sequences] = caches
         for cache in caches:
             cache.length = depth  # forget what an earlier round decoded
