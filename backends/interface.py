@@ -74,9 +74,18 @@ class Operation:
         form. A gradient gives its arrays away: none may be another's memory, save that d_out may be used up.
 
         It is an operation, too, named `linear_gradient` after `linear`: it passes the door, and may have a faster body.
+        Its cost is taken to be twice that of the operation, which has been stated above: there are two products on the
+        way back for each one there, and the gradients have the shapes of the arguments.
         """
         self.gradient_of = Operation(function)
         self.gradient_of.name = f"{self.name}_gradient"
+        if there := self.cost_of:
+
+            def back(d_out, *arrays, **settings):
+                cost = there(*arrays, **settings)
+                return Cost(arrays, 2 * cost.flops, read=cost.read + cost.written, written=cost.read)
+
+            self.gradient_of.cost_of = back
         return function
 
     def __repr__(self):

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 
 from backends import Backend, operation
 from backends.gradient import Gradient
+from backends.tracing import Tracing
 from tests.gradients import DOUBLE, assert_slopes, double
-from tests.helpers import Recording, normal
+from tests.helpers import Recording, moe_config, normal
 from tinyqwen.blocks.attention import softmax
+from tinyqwen.blocks.cross_entropy import log_probability
 from tinyqwen.blocks.linear import add, linear
 from tinyqwen.blocks.rope import rope
 from tinyqwen.blocks.swiglu import swiglu
+from tinyqwen.model import forward
+from tinyqwen.step import make_step
+from tinyqwen.weights import random_weights, tree
 
 
 def numbers(seed, *shape):
@@ -243,6 +248,21 @@ def test_a_gradient_passes_the_door_and_may_have_a_faster_body():
     out = rope(tape, x, normal(2, 2, 2), normal(3, 2, 2))
     tape.backward(out, np.ones_like(out))
     assert calls == [(2, 3, 4)] and [name for name, _ in watching.seen] == ["rope", "rope_gradient"]
+
+
+def test_a_trace_of_training_counts_twice_as_much_on_the_way_back(backend):
+    """Every block's gradient states a cost, so that whoever watches the door need not look inside, and bodies run."""
+    config = moe_config()
+    tensors = random_weights(config)
+    tracing = Tracing(backend, {})
+    tape = Gradient(tracing, tensors)
+    log_p_N = log_probability(tape, forward(tape, config, tree(tensors), make_step([([1, 2, 3], None)])), np.array([4]))
+    there = [span for span in tracing.spans if span.depth == 0 and span.operation != "rope_tables"]
+    tracing.spans.clear()
+    tape.backward(log_p_N, np.ones(1, np.float32))
+    back = [span for span in tracing.spans if span.depth == 0]
+    assert [f"{span.operation}_gradient" for span in reversed(there)] == [span.operation for span in back]
+    assert sum(span.cost.flops for span in back) == 2 * sum(span.cost.flops for span in there)
 
 
 def test_double_is_double():
