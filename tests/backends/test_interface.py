@@ -43,8 +43,8 @@ from tinyqwen.step import make_step
 from tinyqwen.weights import count_parameters, fill, tensor_shapes, tree
 
 BLOCKS = (
-    attention, attention_parts, cross_entropy, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope, self_attention,
-    sliding_window, swiglu, tinyqwen.kv_cache,
+    attention, attention_parts, cross_entropy, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope,
+    self_attention, sliding_window, swiglu, tinyqwen.kv_cache,
 )  # fmt: skip
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
 KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
