@@ -56,7 +56,7 @@ class Operation:
         self.__module__ = definition.__module__
         self.__wrapped__ = definition  # inspect and doctest find the source and the examples here
         self.cost_of: Callable[..., Cost] | None = None
-        self.gradient_of: Callable | None = None
+        self.gradient_of: Any = None  # an Operation, too
 
     def __call__(self, backend: Backend, *arrays, **settings):
         return backend.run(self, arrays, settings)
@@ -67,8 +67,25 @@ class Operation:
         return function
 
     def gradient(self, function: Callable) -> Callable:
-        """Decorator: `function(backend, d_out, *arrays, **settings)` returns the gradient of each array argument."""
-        self.gradient_of = function
+        """Decorator: `function(backend, d_out, *arrays, **settings)` returns a tuple, each array argument's gradient.
+
+        d_out is the gradient of the result, d loss / d result; of several results a tuple, None where none is needed.
+        None stands for the gradient of what has none (token ids); that of a list or tree of arrays is one of the same
+        form. A gradient gives its arrays away: none may be another's memory, save that d_out may be used up.
+
+        It is an operation, too, named `linear_gradient` after `linear`: it passes the door, and may have a faster body.
+        Its cost is taken to be twice that of the operation, which has been stated above: there are two products on the
+        way back for each one there, and the gradients have the shapes of the arguments.
+        """
+        self.gradient_of = Operation(function)
+        self.gradient_of.name = f"{self.name}_gradient"
+        if there := self.cost_of:
+
+            def back(d_out, *arrays, **settings):
+                cost = there(*arrays, **settings)
+                return Cost(arrays, 2 * cost.flops, read=cost.read + cost.written, written=cost.read)
+
+            self.gradient_of.cost_of = back
         return function
 
     def __repr__(self):

@@ -20,10 +20,13 @@ import sys
 import numpy as np
 import pytest
 
+from backends.gradient import Gradient
 from tests.helpers import CONFIGS, small_weights, tokens
+from tinyqwen.blocks.cross_entropy import log_probability
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
+from tinyqwen.weights import random_weights, tree
 
 SUFFIX = re.compile(r"_((?=.*[A-Z])[a-z]?(?:[A-Z][a-z]?|[0-9])+)$")
 AXIS = re.compile(r"[A-Z][a-z]?|[0-9]|[a-z]")
@@ -115,6 +118,12 @@ def run_all_phases(backend, config):
     ]
     for parts in steps:
         forward(backend, config, weights, make_step(parts))
+    if getattr(config, "dual_chunk_attention_config", None):
+        return
+    tensors = {name: backend.xp.asarray(tensor) for name, tensor in random_weights(config).items()}
+    tape = Gradient(backend, tensors)  # and the way back
+    log_p_N = log_probability(tape, forward(tape, config, tree(tensors), make_step(steps[0])), np.array([3, 4]))
+    tape.backward(log_p_N, backend.xp.ones_like(log_p_N))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -11,7 +11,7 @@ A tied head is the embedding table under a second name, not a copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,6 +131,17 @@ def walk(weights: Node, path: str = "") -> Iterator[tuple[str, Any]]:
             if name == "lm_head" and branch is weights.embed_tokens:
                 continue  # a tied head is seen once, under its first name
             yield from walk(branch, f"{path}.{name}".lstrip("."))
+
+
+def tensors_of(weights: Node, names: Iterable[str]) -> dict[str, Any]:
+    """The arrays of a tree under their checkpoint's names: what `tree` was made of.
+
+    >>> tensors = {"model.embed_tokens.weight": "table", "model.layers.0.mlp.up_proj.weight": "matrix"}
+    >>> tensors_of(tree(tensors), tensors) == tensors
+    True
+    """
+    found = dict(walk(weights))
+    return {name: found[name.removeprefix("model.")] for name in names}
 
 
 def names_of(weights: Node) -> dict:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from backends.cpu.adam import adam
 from backends.cpu.attention import attention_for
+from backends.cpu.attention_gradient import attention_gradient
 from backends.cpu.attention_part import attention_part_for
 from backends.cpu.by_likelihood import by_likelihood
 from backends.cpu.decoder_layer import decoder_layer_for
@@ -20,13 +22,16 @@ from backends.cpu.experts import experts
 from backends.cpu.features import detected
 from backends.cpu.likeliest import likeliest
 from backends.cpu.linear import linear_for
+from backends.cpu.linear_gradient import linear_gradient
+from backends.cpu.log_probability import log_probability, log_probability_gradient
 from backends.cpu.merge_parts import merge_parts
-from backends.cpu.rms_norm import rms_norm
+from backends.cpu.rms_norm import rms_norm, rms_norm_gradient
 from backends.cpu.rope import rope
 from backends.cpu.route import route
 from backends.cpu.sigmoid_gate import sigmoid_gate
-from backends.cpu.swiglu import swiglu
+from backends.cpu.swiglu import swiglu, swiglu_gradient
 from backends.cpu.take_rows import take_rows
+from backends.cpu.take_rows_gradient import take_rows_gradient
 from backends.cpu.team import CALLER, use
 from backends.cpu.threads import most_threads, usable_cores
 from backends.cpu.update_cache import update_cache
@@ -36,10 +41,12 @@ from backends.interface import Backend, Operation
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
     made = attention_for(features), attention_part_for(features), decoder_layer_for(features), linear_for(features)
-    bodies = (
-        *made, by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
+    there = (
+        by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
         update_cache,
     )  # fmt: skip
+    back = attention_gradient, linear_gradient, log_probability_gradient, rms_norm_gradient, swiglu_gradient
+    bodies = *made, *there, *back, take_rows_gradient, log_probability, adam
     return {body.__name__: body for body in bodies}
 
 
@@ -51,7 +58,7 @@ class Cpu(Backend):
 
     >>> import backends; cpu = backends.get("cpu", threads=1)
     >>> cpu, sorted(cpu.bodies)[:3]
-    (<backend cpu: float32, 1 thread>, ['attention', 'attention_part', 'by_likelihood'])
+    (<backend cpu: float32, 1 thread>, ['adam', 'attention', 'attention_gradient'])
 
     Errors: ValueError for features that this processor lacks, and for more threads than it has cores.
     """

@@ -1,7 +1,7 @@
 """`linear` on this processor: which of the kernels multiplies.
 
               one token              several tokens
-    f32       matrix_vector          matrix_matrix, in float32
+    f32       matrix_vector          matrix_matrix, in float32; panels, if there are many more tokens than outputs
     bf16      matrix_vector          matrix_matrix, in pairs of bfloat16 where the processor multiplies those
     int8      quantised_vector       matrix_quantised, tokens rounded to 8 bits
     int4      quantised_vector       matrix_quantised
@@ -16,6 +16,7 @@ import numpy as np
 from backends.cpu.matrix_matrix import matrix_matrix
 from backends.cpu.matrix_quantised import matrix_quantised
 from backends.cpu.one_token import NO_BIAS, as_kernels_take, matrix_times_token
+from backends.cpu.panels import times
 from backends.cpu.rows import plain
 from backends.cpu.simd import LANES
 from backends.quantised import GROUP, Quantised
@@ -35,6 +36,8 @@ def linear_for(features: frozenset[str]):
             x_TI = filled_up(x_TI)
         elif not weight_OI.flags.c_contiguous:
             weight_OI = np.ascontiguousarray(weight_OI)
+        if T > 4 * O and weight_OI.dtype == np.float32 and O % LANES == I % LANES == 0:  # as in training
+            return times(x_TI, weight_OI.T, bias_O if bias_O.size else None)
         weight = as_kernels_take(weight_OI, features)
         if weight is not None and (T == 1 or O < LANES):  # a router or a gate has too few rows for a tile
             for t in range(T):

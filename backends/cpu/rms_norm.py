@@ -60,3 +60,34 @@ def sum_of_squares(x_TD, t):
 
 
 norm_rows_shared = shared(norm_rows)
+
+
+PART = 64  # rows whose share of the weight's gradient is summed apart: the same sums whoever computes them
+
+
+def rms_norm_gradient(backend, d_out_TD, x_TD, weight_D, *, eps):
+    """Two arrays read and one written, 12 bytes an element."""
+    d_out_TD, x_TD, weight_D = plain(d_out_TD), plain(x_TD), plain(weight_D)
+    T, D = x_TD.shape
+    d_x_TD, d_weight_PD = np.empty((T, D), F32), np.zeros((-(-T // PART), D), F32)
+    gradient_parts(len(d_weight_PD), d_out_TD, x_TD, weight_D, eps, d_x_TD, d_weight_PD)
+    return d_x_TD, d_weight_PD.sum(axis=0)
+
+
+@shared
+@kernel
+def gradient_parts(first, last, d_out_TD, x_TD, weight_D, eps, d_x_TD, d_weight_PD):
+    T, D = x_TD.shape
+    for part in range(first, last):
+        for t in range(part * PART, min((part + 1) * PART, T)):
+            mean = fill(sum_of_squares(x_TD, t)) / fill(np.float32(D))
+            r = ones() / root(mean + fill(np.float32(eps)))
+            dot = zeros()
+            for d in range(0, D, 16):
+                unit, d_out = load_part(x_TD, (t, d), D - d) * r, load_part(d_out_TD, (t, d), D - d)
+                dot = fma(d_out * load_part(weight_D, d, D - d), unit, dot)
+                store_part(d_weight_PD, (part, d), fma(d_out, unit, load_part(d_weight_PD, (part, d), D - d)), D - d)
+            share = fill(sum_of(dot)) / fill(np.float32(D))
+            for d in range(0, D, 16):
+                unit, d_out = load_part(x_TD, (t, d), D - d) * r, load_part(d_out_TD, (t, d), D - d)
+                store_part(d_x_TD, (t, d), r * (d_out * load_part(weight_D, d, D - d) - unit * share), D - d)

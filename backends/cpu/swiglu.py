@@ -49,3 +49,30 @@ def gated(gate, up):
 
 
 swiglu_rows_shared = shared(swiglu_rows)
+
+
+def swiglu_gradient(backend, d_out_TF, gate_TF, up_TF):
+    """Three arrays read and two written: 20 bytes an element. The sigmoid is computed again."""
+    d_out_TF, gate_TF, up_TF = plain(d_out_TF), plain(gate_TF), plain(up_TF)
+    d_gate_TF, d_up_TF = np.empty(gate_TF.shape, F32), np.empty(gate_TF.shape, F32)
+    if gate_TF.size < SHARED:
+        gradient_rows(0, len(gate_TF), d_out_TF, gate_TF, up_TF, d_gate_TF, d_up_TF)
+    else:
+        gradient_rows_shared(len(gate_TF), d_out_TF, gate_TF, up_TF, d_gate_TF, d_up_TF)
+    return d_gate_TF, d_up_TF
+
+
+@kernel
+def gradient_rows(first, last, d_out_TF, gate_TF, up_TF, d_gate_TF, d_up_TF):
+    F = gate_TF.shape[1]
+    for t in range(first, last):
+        for f in range(0, F, 16):
+            gate, up = load_part(gate_TF, (t, f), F - f), load_part(up_TF, (t, f), F - f)
+            d_out = load_part(d_out_TF, (t, f), F - f)
+            sigmoid = ones() / (ones() + exp(zeros() - gate))
+            silu = gate * sigmoid
+            store_part(d_up_TF, (t, f), d_out * silu, F - f)
+            store_part(d_gate_TF, (t, f), d_out * up * (sigmoid + silu * (ones() - sigmoid)), F - f)
+
+
+gradient_rows_shared = shared(gradient_rows)

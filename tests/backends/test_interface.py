@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import tinyqwen.kv_cache
-from backends import Backend, Cost, Operation, Wrapper, get, nbytes, operation, shape_only
+from backends import Backend, Cost, Operation, Wrapper, get, nbytes, shape_only
 from tests.helpers import (
     CONFIGS,
     Recording,
@@ -18,13 +17,13 @@ from tests.helpers import (
     host,
     logits_of,
     moe_config,
-    normal,
     small_weights,
     tokens,
 )
 from tinyqwen.blocks import (
     attention,
     attention_parts,
+    cross_entropy,
     decoder_layer,
     dual_chunk,
     embedding,
@@ -41,11 +40,11 @@ from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
-from tinyqwen.weights import Node, count_parameters, fill, tensor_shapes, tree
+from tinyqwen.weights import count_parameters, fill, tensor_shapes, tree
 
 BLOCKS = (
-    attention, attention_parts, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope, self_attention,
-    sliding_window, swiglu, tinyqwen.kv_cache,
+    attention, attention_parts, cross_entropy, decoder_layer, dual_chunk, embedding, linear, moe, rms_norm, rope,
+    self_attention, sliding_window, swiglu, tinyqwen.kv_cache,
 )  # fmt: skip
 OPERATIONS = {thing.name: thing for block in BLOCKS for thing in vars(block).values() if isinstance(thing, Operation)}
 KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
@@ -105,7 +104,9 @@ def test_every_operation_is_some_models(backend):
     watching = Recording(backend)
     for config in KINDS.values():
         run_in_steps(watching, config)
-    assert {name for name, _ in watching.seen} | (INSIDE if backend.bodies else set()) == set(OPERATIONS)
+    assert {name for name, _ in watching.seen} | (INSIDE if backend.bodies else set()) == set(OPERATIONS) - {
+        "log_probability"
+    }
 
 
 def test_wrappers_stack_in_either_order(backend):
@@ -259,7 +260,8 @@ def test_every_cost_foretells_shape_and_type_of_the_result(backend):
         checking = Checking(backend)
         run_both_phases(checking, config)
         run_in_steps(checking, config)
-        logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
+        logits_NV = logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
+        cross_entropy.log_probability(checking, logits_NV, np.arange(7))  # as training does
         checked |= checking.checked
     inside = INSIDE if backend.bodies else set()
     assert checked | inside == {name for name, each in OPERATIONS.items() if each.cost_of}
@@ -343,115 +345,3 @@ def test_attention_reads_the_cache_once_and_grows_with_the_text():
         read = sum(cost.read for name, _, cost in shapes.costs if name == "attention")
         queries = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
         assert read == 4 * (past + 1) * config.kv_values_per_token + queries
-
-
-# ---- gradients ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Tracked:
-    """A value on the tape. Views are its only methods: arithmetic must go through the door."""
-
-    value: np.ndarray
-    parents: tuple = ()
-    pull: object = None  # d_out -> the gradient of each parent
-    gradient: np.ndarray | None = None
-
-    @property
-    def shape(self):
-        return self.value.shape
-
-    def reshape(self, *shape):
-        return Tracked(self.value.reshape(*shape), (self,), lambda d_out: [d_out.reshape(self.shape)])
-
-    def __getitem__(self, index):
-        def pull(d_out):
-            whole = np.zeros_like(self.value)
-            whole[index] = d_out
-            return [whole]
-
-        return Tracked(self.value[index], (self,), pull)
-
-
-def linear_gradient(d_out_TO, x_TI, weight_OI):
-    return d_out_TO @ weight_OI, d_out_TO.T @ x_TI
-
-
-def swiglu_gradient(d_out_TF, gate_TF, up_TF):
-    sigmoid_TF = 1 / (1 + np.exp(-gate_TF))
-    return d_out_TF * up_TF * sigmoid_TF * (1 + gate_TF * (1 - sigmoid_TF)), d_out_TF * gate_TF * sigmoid_TF
-
-
-class Tape(Wrapper):
-    """Remembers every operation whose gradient it knows; opens the others."""
-
-    gradients = {"linear": linear_gradient, "swiglu": swiglu_gradient}  # noqa: RUF012
-
-    def run(self, operation, arrays, settings, door=None):
-        if operation.name not in self.gradients:
-            return super().run(operation, arrays, settings, door)
-        values = [array.value for array in arrays]
-        out = super().run(operation, tuple(values), settings, door)
-        return Tracked(out, arrays, lambda d_out: self.gradients[operation.name](d_out, *values))
-
-    def backward(self, out, d_out):
-        order = []
-
-        def visit(node):
-            if node not in order:
-                for parent in node.parents:
-                    visit(parent)
-                order.append(node)
-
-        visit(out)
-        out.gradient = d_out
-        for node in reversed(order):
-            for parent, d_parent in zip(node.parents, node.pull(node.gradient) if node.pull else ()):
-                parent.gradient = d_parent if parent.gradient is None else parent.gradient + d_parent
-
-
-@operation
-def fused_feed_forward(backend, x_TD, gate_up_ID, down_DF):
-    """One matrix for gate and up, told apart by views; x is used twice, so its gradients must add up."""
-    gate_up_T2F = linear.linear(backend, x_TD, gate_up_ID).reshape(x_TD.shape[0], 2, -1)
-    h_TF = swiglu.swiglu(backend, gate_up_T2F[:, 0], gate_up_T2F[:, 1])
-    return swiglu.swiglu(backend, x_TD, linear.linear(backend, h_TF, down_DF))
-
-
-def test_a_tape_follows_operations_and_views_through_unchanged_blocks():
-    """Against central differences in float64: with h = 1e-6 these are good to about 1e-9."""
-    T, D, F = 3, 5, 7
-    arrays = [normal(n, *shape).astype(np.float64) for n, shape in enumerate([(T, D), (2 * F, D), (D, F)])]
-    seed_TD, double = normal(9, T, D).astype(np.float64), Backend(np, dtype=np.float64)
-    tape, tracked = Tape(double), [Tracked(array) for array in arrays]
-    tape.backward(fused_feed_forward(tape, *tracked), seed_TD)
-
-    for array, node in zip(arrays, tracked):
-        for at in np.ndindex(array.shape):
-            keep, h = array[at], 1e-6
-            losses = []
-            for array[at] in (keep + h, keep - h):
-                losses.append((fused_feed_forward(double, *arrays) * seed_TD).sum())
-            array[at] = keep
-            slope = (losses[0] - losses[1]) / (2 * h)
-            assert abs(slope - node.gradient[at]) <= 1e-7 * (1 + abs(slope))
-
-
-def test_the_dense_feed_forward_block_itself_runs_on_tracked_values():
-    """The composite of the model, unopened by hand: its weights are a tree of tracked values."""
-    shapes = {"gate_proj": (7, 5), "up_proj": (7, 5), "down_proj": (5, 7)}
-    arrays = {name: normal(n, *shape).astype(np.float64) for n, (name, shape) in enumerate(shapes.items())}
-    nodes = {name: Tracked(array) for name, array in arrays.items()}
-    x, tape = Tracked(normal(9, 3, 5).astype(np.float64)), Tape(Backend(np, dtype=np.float64))
-    out = swiglu.feed_forward(tape, x, Node(**{name: Node(weight=node) for name, node in nodes.items()}))
-    tape.backward(out, np.ones((3, 5)))
-
-    def loss(arrays):
-        weights = Node(**{name: Node(weight=array) for name, array in arrays.items()})
-        return swiglu.feed_forward(Backend(np, dtype=np.float64), x.value, weights).sum()
-
-    for name, array in arrays.items():
-        direction = normal(4, *array.shape).astype(np.float64)
-        up, down = ({**arrays, name: array + sign * 1e-6 * direction} for sign in (1, -1))
-        slope = (loss(up) - loss(down)) / 2e-6
-        assert abs(slope - (nodes[name].gradient * direction).sum()) <= 1e-7 * (1 + abs(slope))

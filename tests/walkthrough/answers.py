@@ -134,4 +134,12 @@ nearest = 8  # key 7: min(7 + 8, 12) - 7 = 5; keys 8 to 15 are in its own chunk
 """,
         ("far = 30 - 3", "intra, succ, inter = 100_001 - 3 * 32_768, 32_768, 2 * 32_768", "nearest = 5"),
     ),
+    "16_a_gradient_by_hand": Answers(
+        """
+answer = [1 - 1 / 5] + 4 * [-1 / 5]
+times = 4
+square_gradient = lambda d_out, x: d_out * 2 * x
+""",
+        ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
+    ),
 }

@@ -43,6 +43,18 @@ def _(q_THK, keys, values, *, spans, window=None):
     return Cost(shape_only((T, H, K), q_THK.dtype), flops, read=nbytes(q_THK, keys, values), written=q_THK.nbytes)
 
 
+@attention.gradient
+def _(backend, d_out_THK, q_THK, keys, values, *, spans, window=None):
+    """Each sequence by itself. The weights are computed again: keeping them would take T x S numbers a head."""
+    d_q_THK, d_keys, d_values = backend.xp.empty_like(q_THK), [], []
+    for span, k_GSK, v_GSK in zip(spans, keys, values, strict=True):
+        own = slice(span.start, span.stop)
+        d_q_THK[own], d_k_GSK, d_v_GSK = attend_backwards(backend, d_out_THK[own], q_THK[own], k_GSK, v_GSK, window)
+        d_keys.append(d_k_GSK)
+        d_values.append(d_v_GSK)
+    return d_q_THK, d_keys, d_values
+
+
 def visible_pairs(T, S, window, past=None):
     """How many (query, key) pairs a causal mask leaves; the words are those of `visible`.
 
@@ -86,6 +98,17 @@ def by_token(out_GRTK):
     return out_GRTK.transpose(2, 0, 1, 3).reshape(T, G * R, K)
 
 
+def attend_backwards(backend, d_out_THK, q_THK, k_GSK, v_GSK, window):
+    """From d_out to d_q, d_k and d_v: the steps of `attend` from the last to the first."""
+    q_GRTK, d_out_GRTK = by_kv_head(q_THK, k_GSK), by_kv_head(d_out_THK, k_GSK)
+    scores_GRTS = scores(backend, q_GRTK, k_GSK, window=window)
+    weights_GRTS = softmax(backend, scores_GRTS)
+    d_weights_GRTS, d_v_GSK = mix.gradient_of(backend, d_out_GRTK, weights_GRTS, v_GSK)
+    (d_scores_GRTS,) = softmax.gradient_of(backend, d_weights_GRTS, scores_GRTS)
+    d_q_GRTK, d_k_GSK = scores.gradient_of(backend, d_scores_GRTS, q_GRTK, k_GSK, window=window)
+    return by_token(d_q_GRTK), d_k_GSK, d_v_GSK
+
+
 @operation
 def scores(backend, q_GRTK, k_GSK, *, window=None, past=None):
     """How much each query wants each key: q . k / sqrt(K), and minus infinity where the key is not visible."""
@@ -127,6 +150,19 @@ def _(q_GRTK, k_GSK, *, window=None, past=None):
     return Cost(out_GRTS, 2 * out_GRTS.size * K, read=nbytes(q_GRTK, k_GSK), written=out_GRTS.nbytes)
 
 
+@scores.gradient
+def _(backend, d_out_GRTS, q_GRTK, k_GSK, *, window=None, past=None):
+    """dq = dout k / sqrt(K), dk = dout^T q / sqrt(K): a key collects from all R heads that share it.
+
+    Where a key is not visible its weight is 0, and so is what softmax hands back: nothing needs masking here.
+    """
+    (G, R, T, K), S = q_GRTK.shape, k_GSK.shape[1]
+    d_out_GNS = d_out_GRTS.reshape(G, R * T, S)
+    q_GNK = (q_GRTK * K**-0.5).reshape(G, R * T, K)
+    d_q_GNK = d_out_GNS @ (k_GSK.astype(backend.dtype, copy=False) * K**-0.5)
+    return d_q_GNK.reshape(G, R, T, K), d_out_GNS.swapaxes(1, 2) @ q_GNK
+
+
 @operation
 def softmax(backend, scores):
     """Scores to weights that are positive and sum to one along the last axis: exp(score) / sum of exp.
@@ -148,6 +184,13 @@ def _(scores):
     return Cost(shape_only(scores.shape, scores.dtype), 5 * scores.size, read=scores.nbytes, written=scores.nbytes)
 
 
+@softmax.gradient
+def _(backend, d_out, scores):
+    """With w = softmax(scores):  dscores = w (dout - sum(w dout)). What raises all scores alike changes nothing."""
+    weights = softmax(backend, scores)
+    return (weights * (d_out - (weights * d_out).sum(axis=-1, keepdims=True)),)
+
+
 @operation
 def mix(backend, weights_GRTS, v_GSK):
     """The weighted mean of the values."""
@@ -161,3 +204,12 @@ def _(weights_GRTS, v_GSK):
     (G, R, T, S), K = weights_GRTS.shape, v_GSK.shape[2]
     out_GRTK = shape_only((G, R, T, K), weights_GRTS.dtype)
     return Cost(out_GRTK, 2 * G * R * T * S * K, read=nbytes(weights_GRTS, v_GSK), written=out_GRTK.nbytes)
+
+
+@mix.gradient
+def _(backend, d_out_GRTK, weights_GRTS, v_GSK):
+    """dweights = dout v^T, dv = weights^T dout: a value collects from all R heads that share it."""
+    G, R, T, S = weights_GRTS.shape
+    d_out_GNK = d_out_GRTK.reshape(G, R * T, -1)
+    d_weights_GNS = d_out_GNK @ v_GSK.astype(backend.dtype, copy=False).swapaxes(1, 2)
+    return d_weights_GNS.reshape(G, R, T, S), weights_GRTS.reshape(G, R * T, S).swapaxes(1, 2) @ d_out_GNK

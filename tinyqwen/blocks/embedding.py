@@ -31,3 +31,11 @@ def _(table_ND, row_T):
     (T,), D = row_T.shape, table_ND.shape[1]
     out_TD = shape_only((T, D))
     return Cost(out_TD, flops=0, read=row_T.nbytes + T * table_ND.nbytes // len(table_ND), written=out_TD.nbytes)
+
+
+@take_rows.gradient
+def _(backend, d_out_TD, table_ND, row_T):
+    """A row gets the sum over all tokens that took it: dtable[n] = sum over t with row[t] = n of dout[t]."""
+    d_table_ND = backend.xp.zeros(table_ND.shape, d_out_TD.dtype)
+    backend.xp.add.at(d_table_ND, backend.xp.asarray(row_T), d_out_TD)
+    return d_table_ND, None

@@ -38,6 +38,13 @@ def _(x_TI, weight_OI, bias_O=None):
     return Cost(out_TO, flops, read=nbytes(x_TI, weight_OI, bias_O), written=out_TO.nbytes)
 
 
+@linear.gradient
+def _(backend, d_out_TO, x_TI, weight_OI, bias_O=None):
+    """dx = dout W, dW = dout^T x, dbias = sum over the tokens of dout: two products as large as the first."""
+    d_bias_O = None if bias_O is None else d_out_TO.sum(axis=0)
+    return d_out_TO @ weight_OI.astype(backend.dtype, copy=False), d_out_TO.T @ x_TI, d_bias_O
+
+
 @operation
 def add(backend, x_TD, y_TD):
     """The residual add. It is an operation, too, so that whoever watches the door sees all arithmetic."""
@@ -47,3 +54,9 @@ def add(backend, x_TD, y_TD):
 @add.cost
 def _(x_TD, y_TD):
     return Cost(shape_only(x_TD.shape, x_TD.dtype), x_TD.size, read=nbytes(x_TD, y_TD), written=x_TD.nbytes)
+
+
+@add.gradient
+def _(backend, d_out_TD, x_TD, y_TD):
+    """Both get all of it: this is why the residual stream carries gradients through any depth."""
+    return d_out_TD, d_out_TD.copy()

@@ -15,7 +15,7 @@ Source: Qwen2 technical report, section 2.2.2; transformers, models/qwen2_moe/mo
 from backends.interface import Cost, nbytes, operation, shape_only
 from tinyqwen.blocks.attention import softmax
 from tinyqwen.blocks.linear import add, linear
-from tinyqwen.blocks.swiglu import feed_forward
+from tinyqwen.blocks.swiglu import feed_forward, feed_forward_again
 
 
 @operation
@@ -56,6 +56,26 @@ def _(x_TD, gate_ED, *, top_k, normalise):
     return Cost((expert_TA, weight_TA), T * E * (2 * D + 5), nbytes(x_TD, gate_ED), nbytes(expert_TA, weight_TA))
 
 
+@route.gradient
+def _(backend, d_out, x_TD, gate_ED, *, top_k, normalise):
+    """Through the weights of the chosen; which ones are chosen is a constant (it changes in jumps).
+
+    If they were normalised, w = p / sum(p):  dp = (dw - sum(dw w)) / sum(p).  Then back through the softmax, where the
+    probabilities of those not chosen take part: p_e falls if another rises.
+    """
+    xp, d_weight_TA = backend.xp, d_out[1]
+    expert_TA, weight_TA = route(backend, x_TD, gate_ED, top_k=top_k, normalise=normalise)
+    logits_TE = linear(backend, x_TD, gate_ED)
+    if normalise:
+        chosen_TA = xp.take_along_axis(softmax(backend, logits_TE), expert_TA, axis=-1)
+        d_weight_TA = d_weight_TA - (d_weight_TA * weight_TA).sum(axis=-1, keepdims=True)
+        d_weight_TA /= chosen_TA.sum(axis=-1, keepdims=True)
+    d_probability_TE = xp.zeros_like(logits_TE)
+    xp.put_along_axis(d_probability_TE, expert_TA, d_weight_TA, axis=-1)
+    (d_logits_TE,) = softmax.gradient_of(backend, d_probability_TE, logits_TE)
+    return linear.gradient_of(backend, d_logits_TE, x_TD, gate_ED)[:2]
+
+
 @operation
 def experts(backend, x_TD, expert_TA, weight_TA, weights):
     """Each expert works on the tokens that chose it, all at once; the results return to their rows, weighted.
@@ -82,6 +102,26 @@ def _(x_TD, expert_TA, weight_TA, weights):
     return Cost(shape_only((T, D), x_TD.dtype), flops, nbytes(x_TD, expert_TA, weight_TA) + touched * one, x_TD.nbytes)
 
 
+@experts.gradient
+def _(backend, d_out_TD, x_TD, expert_TA, weight_TA, weights):
+    """Each expert's tokens go through it once more, and back. A token's weight gets <dout, what the expert made of it>.
+
+    Experts without a token have no gradient at all.
+    """
+    xp = backend.xp
+    d_x_TD, d_weight_TA, d_weights = xp.zeros_like(x_TD), xp.zeros_like(weight_TA), []
+    for expert, weights_of_expert in enumerate(weights):
+        token_N, slot_N = xp.nonzero(expert_TA == expert)
+        d_weights.append(None)
+        if len(token_N):
+            d_out_ND = d_out_TD[token_N]
+            y_ND, back = feed_forward_again(backend, x_TD[token_N], weights_of_expert)
+            d_weight_TA[token_N, slot_N] = (d_out_ND * y_ND).sum(axis=-1)
+            d_x_ND, d_weights[expert] = back(weight_TA[token_N, slot_N, None] * d_out_ND)
+            d_x_TD[token_N] += d_x_ND
+    return d_x_TD, None, d_weight_TA, d_weights
+
+
 @operation
 def sigmoid_gate(backend, gate_T1, x_TD):
     """Scale each token's vector by sigmoid(gate), a number between 0 and 1."""
@@ -92,3 +132,12 @@ def sigmoid_gate(backend, gate_T1, x_TD):
 @sigmoid_gate.cost
 def _(gate_T1, x_TD):
     return Cost(shape_only(x_TD.shape, x_TD.dtype), x_TD.size + 4 * len(x_TD), nbytes(gate_T1, x_TD), x_TD.nbytes)
+
+
+@sigmoid_gate.gradient
+def _(backend, d_out_TD, gate_T1, x_TD):
+    """With s = sigmoid(gate):  dgate = <dout, x> s (1 - s),  dx = dout s."""
+    xp = backend.xp
+    sigmoid_T1 = 1 / (1 + xp.exp(xp.minimum(-gate_T1, 88)))
+    d_gate_T1 = (d_out_TD * x_TD).sum(axis=-1, keepdims=True) * sigmoid_T1 * (1 - sigmoid_T1)
+    return d_gate_T1, d_out_TD * sigmoid_T1

@@ -31,3 +31,17 @@ def _(x_TD, weight_D, *, eps):
     T, D = x_TD.shape
     flops = 4 * T * D + 2 * T  # square, sum, divide, weight; the mean and the root once a token
     return Cost(shape_only((T, D), x_TD.dtype), flops, read=nbytes(x_TD, weight_D), written=x_TD.nbytes)
+
+
+@rms_norm.gradient
+def _(backend, d_out_TD, x_TD, weight_D, *, eps):
+    """With u = x r, r = 1 / sqrt(mean(x^2) + eps) and du = dout weight:  dx = r (du - u mean(du u)).
+
+    The mean takes out what would only make x longer, as y does not depend on that.
+    """
+    xp = backend.xp
+    r_T1 = 1 / xp.sqrt(xp.mean(x_TD * x_TD, axis=-1, keepdims=True) + eps)
+    unit_TD = x_TD * r_T1
+    d_unit_TD = d_out_TD * weight_D
+    d_x_TD = r_T1 * (d_unit_TD - unit_TD * xp.mean(d_unit_TD * unit_TD, axis=-1, keepdims=True))
+    return d_x_TD, (d_out_TD * unit_TD).sum(axis=0)

@@ -76,3 +76,9 @@ def rope(backend, x_TNK, cos_TKh, sin_TKh):
 def _(x_TNK, cos_TKh, sin_TKh):
     out_TNK = shape_only(x_TNK.shape, x_TNK.dtype)
     return Cost(out_TNK, flops=3 * x_TNK.size, read=nbytes(x_TNK, cos_TKh, sin_TKh), written=out_TNK.nbytes)
+
+
+@rope.gradient
+def _(backend, d_out_TNK, x_TNK, cos_TKh, sin_TKh):
+    """A rotation's transpose is the rotation by the negative angle. The angles themselves are constants."""
+    return rope(backend, d_out_TNK, cos_TKh, -sin_TKh), None, None

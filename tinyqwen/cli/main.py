@@ -27,6 +27,7 @@ VERBS = {
     "info": "the published models, or one model, in numbers",
     "plan": "memory and speed of any size, without downloading it",
     "tokens": "show how a text is cut into tokens",
+    "train": "teach a model: from nothing, or from where it stands",
     "trace": "watch every operation: shape, time, distance from the machine's limit",
 }
 
