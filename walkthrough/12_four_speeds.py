@@ -135,7 +135,7 @@ for name, part in (formats | {f"int{bits}": quantise(part_OI, bits) for bits in 
         part = Quantised(part.bits, w_OI.shape, repeated(part.values), repeated(part.scales))
     else:
         part = repeated(part)
-    rows.append((name, 8 * part.nbytes / part.size, f"{part.nbytes / 1e6:.0f}", f"{errors[name]:.2%}"))
+    rows.append((name, 8 * part.nbytes / part.size, f"{part.nbytes / 1e6:.0f}", f"{errors[name]:.1%}"))
     floor, seconds = here.floor(linear.cost_of(x_TI[:1], part)), best(7, lambda part=part: linear(cpu, x_TI[:1], part))
     print(
         f"measured: {name:4} floor {1e3 * floor:4.1f} ms, took {1e3 * seconds:.1f}: {floor / seconds:.0%} of the limit"
