@@ -77,7 +77,10 @@ def frame_of(runtime: Runtime, *, raw: bool = False) -> Frame:
 
 
 class Words(NamedTuple):
-    """A task in words: its sentences, and the texts around them. {key} and {answer} are filled in."""
+    """A task in words: its sentences, and the texts around them. {key} and {answer} are filled in.
+
+    Each part begins with a blank and not with a line break: ".\\n" would be one token, and parts are encoded one by one.
+    """
 
     intro: str
     needle: str
@@ -119,7 +122,7 @@ IN_WORDS = {
     "passkey": Words(
         "There is an important piece of information in this text. Find it and remember it; you will be asked for it.\n",
         " The pass key is {answer}. Remember it. {answer} is the pass key.",
-        "\nWhat is the pass key?",
+        " What is the pass key?",
         "The pass key is",
         passkey_sentences,
         lambda rng: {"answer": str(rng.integers(10_000, 100_000))},
@@ -127,7 +130,7 @@ IN_WORDS = {
     "text": Words(
         "Read this text. You will be asked a question about it.\n",
         " The secret word of {key} is {answer}.",
-        "\nWhat is the secret word of {key}?",
+        " What is the secret word of {key}?",
         "The secret word of {key} is",
         text_sentences,
         lambda rng: {"key": pick(rng, TOWNS), "answer": pick(rng, SECRETS)},
@@ -147,7 +150,7 @@ def in_words(task: str, tokenizer: Tokenizer, frame: Frame, seed: int, length: i
         tokenizer.encode(text.format(**found)) for text in (words.intro, words.needle, words.question)
     )
     slot = words.slot.format(**found)
-    begun = tokenizer.encode(slot if frame.tail else f"\n{slot}")
+    begun = tokenizer.encode(slot if frame.tail else f" {slot}")
     answer = tokenizer.encode(f" {found['answer']}")
     before, behind = [*frame.head, *intro], [*question, *frame.tail, *begun]
     room = length - ROOM - len(before) - len(needle) - len(behind)
@@ -182,7 +185,7 @@ def keys(seed: int, length: int, depth: float, alphabet: Sequence[int]) -> Quest
     alphabet   the ids in use: a third of them are keys, a third values, a third noise
 
     >>> question = keys(0, 14, 0.5, range(30)); question.ids, question.answer, question.needle
-    ([26, 1, 17, 0, 13, 4, 10, 5, 12, 27, 21, 23, 4], [10], (5, 7))
+    ([26, 0, 14, 6, 17, 7, 19, 23, 20, 3, 13, 25, 7], [19], (5, 7))
     """
     third, body = len(alphabet) // 3, length - 2
     if third < PAIRS or body < 2 * PAIRS + 1:
@@ -286,4 +289,4 @@ def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     rate, weight = hits / trials, z * z / trials
     middle = (rate + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(rate * (1 - rate) / trials + weight / trials / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (middle - half if hits else 0.0), (middle + half if hits < trials else 1.0)

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from tinyqwen.config import SLIDING, Config
 from tinyqwen.config_json import parse_config, to_json
 from tinyqwen.context import chunks, stretched
 from tinyqwen.errors import ModelFilesError, UsageError
 
-PARTS = {"yarn": float, "dca": chunks, "window": int}
+PARTS: dict[str, Callable[[str], Any]] = {"yarn": float, "dca": chunks, "window": int}
 
 
 def as_config(way: str, config: Config) -> Config:

@@ -63,7 +63,7 @@ def print_block(console: Console, lengths, depths, cells, context: int, show: st
     heads = [size(length) + ("*" if length > context else "") for length in lengths]
     console.print(Text("depth " + "".join(f"{head:^{WIDTH}}" for head in heads).rstrip(), style="dim"))
     for depth in depths:
-        line = Text(f"{100 * depth:4g}% ")
+        line = Text(f"{100 * depth:4.3g}% ")
         for length in lengths:
             if cell := cells.get((length, depth)):
                 text, good = figure(cell, show)
