@@ -39,6 +39,8 @@ TASKS = ("passkey", "text", "keys")
 ROOM = 16  # tokens for an answer in words: they belong to the length, as an answer belongs to the context
 PAIRS = 4  # of keys: the one that is asked for, and three that are not
 
+Key = tuple[int, int, float]  # a question's seed, length and depth
+
 
 class Question(NamedTuple):
     """One haystack with its needle, ready to be read.
@@ -79,7 +81,7 @@ def frame_of(runtime: Runtime, *, raw: bool = False) -> Frame:
 class Words(NamedTuple):
     """A task in words: its sentences, and the texts around them. {key} and {answer} are filled in.
 
-    Each part begins with a blank and not with a line break: ".\\n" would be one token, and parts are encoded one by one.
+    Parts are encoded one by one, and begin with a blank: a full stop and a line break would be one token.
     """
 
     intro: str

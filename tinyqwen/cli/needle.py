@@ -17,9 +17,7 @@ import math
 import statistics
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import backends
@@ -30,7 +28,7 @@ from tinyqwen.config_json import read_config
 from tinyqwen.context import LONGEST, check_memory
 from tinyqwen.errors import TinyqwenError, UsageError
 from tinyqwen.kv_cache import KV_FORMATS
-from tinyqwen.needle import TASKS, Frame, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
+from tinyqwen.needle import TASKS, Key, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
 from tinyqwen.runtime import Runtime, cache_format, load, loaded_format
 from tinyqwen.trace.export import check_target, write, write_svg
 from tinyqwen.ways import as_config, parse
@@ -75,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from tinyqwen.cli.needle_map import progress  # and rich with it, which other verbs need not wait for
+
     lengths, depths, ways = check_flags(arguments)
     folder = options.model_folder(arguments)
     if (folder / "config.json").is_file():
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     trials: dict[tuple[str, int, float], list[dict]] = {}
     stopped: BaseException | None = None
     started = time.perf_counter()
-    with progress(runtime.config, runtimes, questions, quiet=arguments.quiet) as asked:
+    with progress(runtime.config, len(runtimes), questions, quiet=arguments.quiet) as asked:
         try:
             for way, (seed, length, depth), trial in answers(runtimes, questions, asked):
                 trials.setdefault((way, length, depth), []).append({"seed": seed, **trial})
@@ -182,9 +182,6 @@ def run_as(runtime: Runtime, way: str, longest: int) -> Runtime:
     return replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
 
 
-Key = tuple[int, int, float]  # seed, length, depth
-
-
 def make_questions(runtime: Runtime, arguments, lengths: list[int], depths: list[float]) -> dict[Key, Question]:
     """All questions, in the order in which they are asked: short ones first, and the deepest needle of a text first.
 
@@ -199,7 +196,7 @@ def make_questions(runtime: Runtime, arguments, lengths: list[int], depths: list
     if arguments.task == "keys":
         alphabet = alphabet_of(runtime.tokenizer)
         return {place: keys(*place, alphabet) for place in places}
-    frame: Frame = frame_of(runtime, raw=arguments.raw)
+    frame = frame_of(runtime, raw=arguments.raw)
     return {place: in_words(arguments.task, runtime.tokenizer, frame, *place) for place in places}
 
 
@@ -267,45 +264,3 @@ def report(facts: dict[str, Any], arguments: argparse.Namespace) -> None:
         write_svg(picture, f"needle · {facts['model']} · {facts['task']}", arguments.svg)
     if "-" not in (arguments.json, arguments.svg):
         print_map(Console(highlight=False, markup=False), facts, arguments.show)
-
-
-@contextmanager
-def progress(config: Config, runtimes: dict[str, Runtime], questions: dict[Key, Question], *, quiet: bool):
-    """Gives a function (way, question, tokens read; None: answered) that draws a bar, on a terminal.
-
-    The time left follows from the work left, as in `tinyqwen.cli.reading`; what is not read again is work left out.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from tinyqwen.cli.reading import prefill_work
-
-    console = Console(stderr=True)
-    words = "{task.fields[way]}, {task.fields[tokens]:,} tokens · {task.fields[done]} of {task.fields[all]} · "
-    bar = Progress(
-        TextColumn("asking"), BarColumn(), TextColumn(words + "{task.fields[left]} left"), console=console,
-        transient=True, disable=quiet or not console.is_terminal,
-    )  # fmt: skip
-    price, before = {}, None
-    for place, question in questions.items():  # what a text's first question reads, later ones need not
-        known = question.needle[0] if question.word and before == place[:2] else 0
-        price[id(question)] = prefill_work(config, len(question.ids)) - prefill_work(config, known)
-        before = place[:2]
-    whole, started = len(runtimes) * sum(price.values()), time.perf_counter()
-    finished, count = 0.0, 0
-
-    def asked(way: str, question: Question, read: int | None) -> None:
-        nonlocal finished, count
-        if read is None:
-            finished, count = finished + price[id(question)], count + 1
-        left_of_this = 0 if read is None else prefill_work(config, len(question.ids)) - prefill_work(config, read)
-        this = 0 if read is None else max(0, price[id(question)] - left_of_this)
-        done, elapsed = finished + this, time.perf_counter() - started
-        left = timedelta(seconds=round(elapsed * (whole - done) / max(done, 1)))
-        bar.update(
-            task, completed=done, total=whole, way=way, tokens=len(question.ids), done=count, left=left,
-        )  # fmt: skip
-
-    with bar:
-        task = bar.add_task("", total=whole, way="", tokens=0, done=0, left="", all=len(runtimes) * len(questions))
-        yield asked

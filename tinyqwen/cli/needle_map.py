@@ -1,12 +1,21 @@
-"""What was found, as a map: a block per way, a row per depth, a column per length, the greener the better."""
+"""What a person sees of needles: a bar while they are asked for, then a map: a block per way, a row per depth, a column
+per length, the greener the better."""
 
 from __future__ import annotations
 
 import io
+import time
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
+
+from tinyqwen.cli.reading import prefill_work
+from tinyqwen.config import Config
+from tinyqwen.needle import Key, Question
 
 SHADES = ((178, 52, 47), (240, 200, 90), (46, 125, 80))  # found nothing, half, all
 WIDTH = 8  # characters of a cell
@@ -92,3 +101,40 @@ def picture_console(facts: dict[str, Any]) -> Console:
         file=io.StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor", highlight=False,
         markup=False, no_color=False,
     )  # fmt: skip
+
+
+@contextmanager
+def progress(config: Config, ways: int, questions: dict[Key, Question], *, quiet: bool):
+    """Gives a function (way, question, tokens read; None: answered) that draws a bar, on a terminal.
+
+    The time left follows from the work left, as in `tinyqwen.cli.reading`; what is not read again is work left out.
+    """
+    console = Console(stderr=True)
+    words = "{task.fields[way]}, {task.fields[tokens]:,} tokens · {task.fields[done]} of {task.fields[all]} · "
+    bar = Progress(
+        TextColumn("asking"), BarColumn(), TextColumn(words + "{task.fields[left]} left"), console=console,
+        transient=True, disable=quiet or not console.is_terminal,
+    )  # fmt: skip
+    price, before = {}, None
+    for place, question in questions.items():  # what a text's first question reads, later ones need not
+        known = question.needle[0] if question.word and before == place[:2] else 0
+        price[id(question)] = prefill_work(config, len(question.ids)) - prefill_work(config, known)
+        before = place[:2]
+    whole, started = ways * sum(price.values()), time.perf_counter()
+    finished, count = 0.0, 0
+
+    def asked(way: str, question: Question, read: int | None) -> None:
+        nonlocal finished, count
+        if read is None:
+            finished, count = finished + price[id(question)], count + 1
+        left_of_this = 0 if read is None else prefill_work(config, len(question.ids)) - prefill_work(config, read)
+        this = 0 if read is None else max(0, price[id(question)] - left_of_this)
+        done, elapsed = finished + this, time.perf_counter() - started
+        left = timedelta(seconds=round(elapsed * (whole - done) / max(done, 1)))
+        bar.update(
+            task, completed=done, total=whole, way=way, tokens=len(question.ids), done=count, left=left,
+        )  # fmt: skip
+
+    with bar:
+        task = bar.add_task("", total=whole, way="", tokens=0, done=0, left="", all=ways * len(questions))
+        yield asked
