@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -41,7 +42,7 @@ def as_config(way: str, config: Config) -> Config:
             config = replace(config, sliding_window=window, layer_types=(SLIDING,) * config.num_hidden_layers)
             parse_config(json.loads(to_json(config)))  # one place knows the rules
     except (UsageError, ModelFilesError) as error:
-        raise UsageError(f"{way}: {str(error).removeprefix('--dca: ').removeprefix('--yarn: ')}") from None
+        raise UsageError(f"{way}: {re.sub('^--(dca|yarn):? ', '', str(error))}") from None
     return config
 
 

@@ -17,6 +17,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +28,11 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.context import LONGEST, check_memory
 from tinyqwen.errors import TinyqwenError, UsageError
-from tinyqwen.kv_cache import KV_FORMATS
+from tinyqwen.kv_cache import KV_FORMATS, KVCache
 from tinyqwen.needle import TASKS, Key, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
+from tinyqwen.prepare import prepare
 from tinyqwen.runtime import Runtime, cache_format, load, loaded_format
+from tinyqwen.sampling import Sampling
 from tinyqwen.trace.export import check_target, write, write_svg
 from tinyqwen.ways import as_config, parse
 
@@ -79,12 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
     folder = options.model_folder(arguments)
     if (folder / "config.json").is_file():
         check_room(arguments, read_config(folder / "config.json", tuple(arguments.ignore_config)), max(lengths), ways)
-    with options.progress_bar("loading", quiet=arguments.quiet) as update:
+    quiet = arguments.quiet
+    with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
         runtime = load(
             folder, backend=arguments.backend, threads=arguments.threads, **options.format_of(arguments),
             kv_dtype=arguments.kv_dtype, ignore_config=tuple(arguments.ignore_config), progress=update,
+            compiling=compiling,
         )  # fmt: skip
-    runtimes = {way: run_as(runtime, way, max(lengths)) for way in ways}
+        runtimes = {way: run_as(runtime, way, max(lengths), compiling) for way in ways}
     questions = make_questions(runtime, arguments, lengths, depths)
     trials: dict[tuple[str, int, float], list[dict]] = {}
     stopped: BaseException | None = None
@@ -176,10 +181,15 @@ def as_way(way: str, config: Config) -> Config:
         raise UsageError(f"--with {error}") from None
 
 
-def run_as(runtime: Runtime, way: str, longest: int) -> Runtime:
+def run_as(runtime: Runtime, way: str, longest: int, compiling: Callable[[str], None]) -> Runtime:
     """The same weights, run that way, at texts as long as asked: to fail beyond its context is an answer, too."""
     checkpoint = replace(runtime.checkpoint, config=as_way(way, runtime.config))
-    return replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
+    runtime = replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
+    prepare(
+        runtime.backend, runtime.config, checkpoint.weights, Sampling(), compiling=compiling,
+        make_cache=lambda backend, config: KVCache(backend, config, runtime.kv_format),
+    )  # fmt: skip
+    return runtime
 
 
 def make_questions(runtime: Runtime, arguments, lengths: list[int], depths: list[float]) -> dict[Key, Question]:
