@@ -259,6 +259,7 @@ class Reader:
         runtime, answer = self.runtime, question.answer
         text = [*question.ids, *answer[:-1]]
         known = rewind(self.cache, len(question.ids) - 1)
+        runtime.checkpoint.check_unchanged()
         step = make_step([(text[known:], self.cache)], all_logits=True)
         logits_NV = forward(runtime.backend, runtime.config, runtime.checkpoint.weights, step)[-len(answer) :]
         logits_NV = logits_NV[:, : runtime.tokenizer.size].astype(np.float32)

@@ -90,13 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
             compiling=compiling,
         )  # fmt: skip
         runtimes = {way: run_as(runtime, way, max(lengths), compiling) for way in ways}
-    questions = make_questions(runtime, arguments, lengths, depths)
+    seeds = range(arguments.seed, arguments.seed + arguments.trials)
+    texts = [[(seed, length, depth) for depth in reversed(depths)] for length in lengths for seed in seeds]
+    make = maker(runtime, arguments)
+    for places in texts[: arguments.trials]:
+        for place in places:
+            make(place)  # the shortest ones: a length without room is refused now, and not after an hour
     trials: dict[tuple[str, int, float], list[dict]] = {}
     stopped: BaseException | None = None
     started = time.perf_counter()
-    with progress(runtime.config, len(runtimes), questions, quiet=arguments.quiet) as asked:
+    with progress(runtime.config, len(ways), texts, quiet=quiet) as asked:
         try:
-            for way, (seed, length, depth), trial in answers(runtimes, questions, asked):
+            for way, (seed, length, depth), trial in answers(runtimes, texts, make, asked):
                 trials.setdefault((way, length, depth), []).append({"seed": seed, **trial})
         except (KeyboardInterrupt, MemoryError, TinyqwenError) as error:
             stopped = error  # what was measured is kept and shown
@@ -110,9 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     report(facts, arguments)
     if isinstance(stopped, KeyboardInterrupt):
-        done = sum(map(len, trials.values()))
-        print(f"interrupted: {done} of {len(ways) * len(questions)} questions were asked; they are kept",
-              file=sys.stderr)  # fmt: skip
+        done, asked_for = sum(map(len, trials.values())), len(ways) * len(texts) * len(depths)
+        print(f"interrupted: {done} of {asked_for} questions were asked; they are kept", file=sys.stderr)
         return 130
     if stopped is not None:
         raise stopped
@@ -192,36 +196,29 @@ def run_as(runtime: Runtime, way: str, longest: int, compiling: Callable[[str], 
     return runtime
 
 
-def make_questions(runtime: Runtime, arguments, lengths: list[int], depths: list[float]) -> dict[Key, Question]:
-    """All questions, in the order in which they are asked: short ones first, and the deepest needle of a text first.
-
-    Then a text's next question has all before its own needle in common with the one before, and that is not read again.
-    """
-    places = [
-        (seed, length, depth)
-        for length in lengths
-        for seed in range(arguments.seed, arguments.seed + arguments.trials)
-        for depth in reversed(depths)
-    ]
+def maker(runtime: Runtime, arguments: argparse.Namespace) -> Callable[[Key], Question]:
+    """What makes the question of a seed, length and depth."""
     if arguments.task == "keys":
         alphabet = alphabet_of(runtime.tokenizer)
-        return {place: keys(*place, alphabet) for place in places}
+        return lambda place: keys(*place, alphabet)
     frame = frame_of(runtime, raw=arguments.raw)
-    return {place: in_words(arguments.task, runtime.tokenizer, frame, *place) for place in places}
+    return lambda place: in_words(arguments.task, runtime.tokenizer, frame, *place)
 
 
-def answers(runtimes: dict[str, Runtime], questions: dict[Key, Question], asked):
-    """Yields way, place and what was found, question by question. `asked` watches: see `progress`."""
-    texts: dict[tuple[int, int], list[Key]] = {}
-    for place in questions:
-        texts.setdefault(place[:2], []).append(place)
-    for places in texts.values():
+def answers(runtimes: dict[str, Runtime], texts: list[list[Key]], make: Callable[[Key], Question], asked):
+    """Yields way, place and what was found, question by question. `asked` watches: see `progress`.
+
+    Short texts come first, and the deepest needle of a text: its next question has all before its own needle in common
+    with the one before, and that is not read again.
+    """
+    for places in texts:
+        questions = [make(place) for place in places]
         for way, runtime in runtimes.items():
             reader = Reader(runtime)
-            for place in places:
-                question, started = questions[place], time.perf_counter()
-                found = reader.ask(question, lambda: asked(way, question, reader.cache.length))  # noqa: B023
-                asked(way, question, None)
+            for place, question in zip(places, questions):
+                started = time.perf_counter()
+                found = reader.ask(question, lambda: asked(way, place, reader.cache.length))  # noqa: B023
+                asked(way, place, None)
                 yield way, place, {
                     **found._asdict(), "said": runtime.tokenizer.decode(found.said) if question.word else found.said,
                     "answer": question.word or question.answer, "answer_tokens": len(question.answer),
@@ -271,6 +268,6 @@ def report(facts: dict[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.svg:
         picture = picture_console(facts)
         print_map(picture, facts, arguments.show)
-        write_svg(picture, f"needle · {facts['model']} · {facts['task']}", arguments.svg)
+        write_svg(picture, f"needle · {facts['model']} · {facts['task']}: {arguments.show}", arguments.svg)
     if "-" not in (arguments.json, arguments.svg):
         print_map(Console(highlight=False, markup=False), facts, arguments.show)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tinyqwen.cli.reading import prefill_work
 from tinyqwen.config import Config
-from tinyqwen.needle import Key, Question
+from tinyqwen.needle import Key
 
 SHADES = ((178, 52, 47), (240, 200, 90), (46, 125, 80))  # found nothing, half, all
 WIDTH = 8  # characters of a cell
@@ -104,8 +104,10 @@ def picture_console(facts: dict[str, Any]) -> Console:
 
 
 @contextmanager
-def progress(config: Config, ways: int, questions: dict[Key, Question], *, quiet: bool):
-    """Gives a function (way, question, tokens read; None: answered) that draws a bar, on a terminal.
+def progress(config: Config, ways: int, texts: list[list[Key]], *, quiet: bool):
+    """Gives a function (way, place, tokens read; None: answered) that draws a bar, on a terminal.
+
+    texts   of each, the seed, length and depth of its questions, in the order in which they are asked
 
     The time left follows from the work left, as in `tinyqwen.cli.reading`; what is not read again is work left out.
     """
@@ -115,26 +117,29 @@ def progress(config: Config, ways: int, questions: dict[Key, Question], *, quiet
         TextColumn("asking"), BarColumn(), TextColumn(words + "{task.fields[left]} left"), console=console,
         transient=True, disable=quiet or not console.is_terminal,
     )  # fmt: skip
-    price, before = {}, None
-    for place, question in questions.items():  # what a text's first question reads, later ones need not
-        known = question.needle[0] if question.word and before == place[:2] else 0
-        price[id(question)] = prefill_work(config, len(question.ids)) - prefill_work(config, known)
-        before = place[:2]
-    whole, started = ways * sum(price.values()), time.perf_counter()
+    prices = {place: price(config, place, first=place == places[0]) for places in texts for place in places}
+    whole, started = ways * sum(prices.values()), time.perf_counter()
     finished, count = 0.0, 0
 
-    def asked(way: str, question: Question, read: int | None) -> None:
+    def asked(way: str, place: Key, read: int | None) -> None:
         nonlocal finished, count
+        this = 0.0
         if read is None:
-            finished, count = finished + price[id(question)], count + 1
-        left_of_this = 0 if read is None else prefill_work(config, len(question.ids)) - prefill_work(config, read)
-        this = 0 if read is None else max(0, price[id(question)] - left_of_this)
+            finished, count = finished + prices[place], count + 1
+        else:
+            to_come = prefill_work(config, place[1]) - prefill_work(config, min(read, place[1]))
+            this = max(0.0, prices[place] - to_come)
         done, elapsed = finished + this, time.perf_counter() - started
         left = timedelta(seconds=round(elapsed * (whole - done) / max(done, 1)))
-        bar.update(
-            task, completed=done, total=whole, way=way, tokens=len(question.ids), done=count, left=left,
-        )  # fmt: skip
+        bar.update(task, completed=done, total=whole, way=way, tokens=place[1], done=count, left=left)
 
     with bar:
-        task = bar.add_task("", total=whole, way="", tokens=0, done=0, left="", all=ways * len(questions))
+        task = bar.add_task("", total=whole, way="", tokens=0, done=0, left="", all=ways * sum(map(len, texts)))
         yield asked
+
+
+def price(config: Config, place: Key, *, first: bool) -> float:
+    """FLOPs of a question: a text's first one reads all of it, later ones what lies behind their needle."""
+    _, length, depth = place
+    known = 0 if first else round(depth * length)
+    return prefill_work(config, length) - prefill_work(config, known)
