@@ -102,13 +102,21 @@ def advice(config: Config, tokens: int) -> str:
 
 
 def check_memory(
-    config: Config, context: int, *, format: str, kv: str, tables: str = "int8", kernels: bool = True
+    config: Config,
+    context: int,
+    *,
+    format: str,
+    kv: str,
+    tables: str = "int8",
+    kernels: bool = True,
+    flag: str = "--context",
 ) -> None:
     """DoesNotFitError if a session of that context needs more memory than there is.
 
     format, tables   of the weights, as of `tinyqwen.formats`
     kv               of the cache
     kernels          whether attention has a fast body; its definition stores its scores
+    flag             what a person may say a smaller context with
     """
     room = available_bytes()
     if room is None:
@@ -123,7 +131,7 @@ def check_memory(
         return
     fits = []
     if longest := longest_context(asked, context, room):
-        fits.append(f"--context {longest}")
+        fits.append(f"{flag} {longest}")
     formats = (format,) if config.quantization_config else FORMATS[FORMATS.index(format) :]
     for smaller, smaller_kv in itertools.product(formats, KV_FORMATS[KV_FORMATS.index(kv) :]):
         if needed(smaller, smaller_kv).total <= room:

@@ -25,6 +25,7 @@ VERBS = {
     "diff": "where two ways of running a model part: noise or a bug?",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
+    "needle": "does a model find one fact in a long text? by length, depth and way to look far back",
     "plan": "memory and speed of any size, without downloading it",
     "tokens": "show how a text is cut into tokens",
     "train": "teach a model: from nothing, or from where it stands",
