@@ -119,16 +119,10 @@ class Backend:
         self.dtype = np.dtype(dtype)
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
-        """Run one operation. `door` is the outermost wrapper: operations inside this one must pass through it too.
-
-        So where there is a wrapper, a composite runs by its definition: a body that does it as one has no inside.
-        """
-        body = self.bodies.get(operation.name)
-        if body and not (door and operation.cost_of is None):
-            out = body(door or self, *arrays, **settings)
-            if out is not NotImplemented:
-                return out
-        return operation.definition(door or self, *arrays, **settings)
+        """Run one operation. `door` is the outermost wrapper: operations inside this one must pass through it too."""
+        body = self.bodies.get(operation.name, operation.definition)
+        out = body(door or self, *arrays, **settings)
+        return out if out is not NotImplemented else operation.definition(door or self, *arrays, **settings)
 
     def empty(self, shape: tuple[int, ...], dtype=None):
         """An uninitialised array in this backend's memory; caches live in these."""

@@ -10,8 +10,8 @@ each, and with cold caches, because the weights drove everything else out) the m
     v1  16 operations a layer, each through the door             38.1     18.6     16.2
     v2  one                                                      36.9     17.1     14.4
 
-Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches them (a trace, diff)
-sees what this does. Several tokens, several sequences, experts and windows take those steps: there they cost little.
+Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches (a trace, diff) is
+given those. Several tokens, several sequences, experts and windows take those steps: there they cost little.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from backends.cpu.simd import LANES, load_part, store_part
 from backends.cpu.swiglu import gated
 from backends.cpu.team import launcher, with_team
 from backends.cpu.update_cache import write
+from backends.interface import Wrapper
 
 
 def decoder_layer_for(features: frozenset[str]):
@@ -40,6 +41,8 @@ def decoder_layer_for(features: frozenset[str]):
 
     def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
         cache = step.spans[0].cache
+        if isinstance(backend, Wrapper):  # somebody watches, and wants to see the steps
+            return NotImplemented
         if len(x_TD) != 1 or cache is None or len(tables) > 1 or config.is_sparse(layer) or config.window(layer):
             return NotImplemented
         H, R = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
@@ -64,18 +67,20 @@ def taken(attention, mlp, features: frozenset[str]) -> tuple | None:
     q, k, v = [as_kernels_take(each.weight, features) for each in projections]
     gate, up = as_kernels_take(mlp.gate_proj.weight, features), as_kernels_take(mlp.up_proj.weight, features)
     o, down = as_kernels_take(attention.o_proj.weight, features), as_kernels_take(mlp.down_proj.weight, features)
-    if None in (type_of(q), type_of(o), type_of(gate), type_of(down)):
-        return None
-    if not type_of(q) == type_of(k) == type_of(v) or type_of(gate) != type_of(up):
+    if any(matrix is None for matrix in (q, k, v, o, gate, up, down)):
         return None
     biases = [getattr(each, "bias", None) for each in projections]
-    return (q, k, v), tuple([NO_BIAS if bias is None else plain(bias) for bias in biases]), o, gate, up, down
-
-
-def type_of(matrix) -> np.dtype | None:
-    if matrix is None:
+    bias_q, bias_k, bias_v = [NO_BIAS if bias is None else plain(bias) for bias in biases]
+    if not (alike(q, k) and alike(q, v) and alike(gate, up) and alike(bias_q, bias_k) and alike(bias_q, bias_v)):
         return None
-    return matrix[0].dtype if isinstance(matrix, tuple) else matrix.dtype
+    return (q, k, v), (bias_q, bias_k, bias_v), o, gate, up, down
+
+
+def alike(one, other) -> bool:
+    """Whether kernels see two matrices, or two biases, as of one type."""
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        return isinstance(one, tuple) and isinstance(other, tuple) and all(map(alike, one, other))
+    return one.dtype == other.dtype and one.flags.writeable == other.flags.writeable
 
 
 def stored(kv_2GNK: Any, bf16: bool):

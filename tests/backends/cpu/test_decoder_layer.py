@@ -107,6 +107,9 @@ def test_what_it_cannot_do_is_left_to_the_definition():
     mixed = in_format(CONFIG, "f32")
     mixed.layers[1].mlp.up_proj.weight = FORMATS["bf16"](mixed.layers[1].mlp.up_proj.weight)
     assert body_runs(CONFIG, mixed) == [True, False]
+    fixed = in_format(CONFIG, "f32")
+    fixed.layers[0].self_attn.k_proj.weight.flags.writeable = False
+    assert body_runs(CONFIG, fixed) == [False, True]
     experts = moe_config()
     assert not all(body_runs(experts, in_format(experts, "f32")))
     without = backends.get("cpu", features=())
