@@ -34,6 +34,7 @@ from backends.cpu.swiglu import gated
 from backends.cpu.team import launcher, with_team
 from backends.cpu.update_cache import write
 from backends.interface import Wrapper
+from backends.quantised import GROUP, Quantised
 
 
 def decoder_layer_for(features: frozenset[str]):
@@ -62,13 +63,18 @@ def decoder_layer_for(features: frozenset[str]):
 
 
 def taken(attention, mlp, features: frozenset[str]) -> tuple | None:
-    """A layer's matrices and biases as the kernel takes them; None if those that share a token differ in format."""
+    """A layer's matrices and biases as the kernel takes them.
+
+    None if those that share a token differ in format, or are not whole groups wide, so that tokens had to be filled up.
+    """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    q, k, v = [as_kernels_take(each.weight, features) for each in projections]
-    gate, up = as_kernels_take(mlp.gate_proj.weight, features), as_kernels_take(mlp.up_proj.weight, features)
-    o, down = as_kernels_take(attention.o_proj.weight, features), as_kernels_take(mlp.down_proj.weight, features)
-    if any(matrix is None for matrix in (q, k, v, o, gate, up, down)):
+    places = *projections, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    if any(isinstance(place.weight, Quantised) and place.weight.shape[1] % GROUP for place in places):
         return None
+    matrices = [as_kernels_take(place.weight, features) for place in places]
+    if any(matrix is None for matrix in matrices):
+        return None
+    q, k, v, o, gate, up, down = matrices
     biases = [getattr(each, "bias", None) for each in projections]
     bias_q, bias_k, bias_v = [NO_BIAS if bias is None else plain(bias) for bias in biases]
     if not (alike(q, k) and alike(q, v) and alike(gate, up) and alike(bias_q, bias_k) and alike(bias_q, bias_v)):

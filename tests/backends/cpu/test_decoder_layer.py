@@ -110,6 +110,9 @@ def test_what_it_cannot_do_is_left_to_the_definition():
     fixed = in_format(CONFIG, "f32")
     fixed.layers[0].self_attn.k_proj.weight.flags.writeable = False
     assert body_runs(CONFIG, fixed) == [False, True]
+    odd = dataclasses.replace(CONFIG, intermediate_size=100)
+    assert body_runs(odd, in_format(odd, "bf16")) == [True, True]
+    assert body_runs(odd, in_format(odd, "int8")) == [False, False]
     experts = moe_config()
     assert not all(body_runs(experts, in_format(experts, "f32")))
     without = backends.get("cpu", features=())
