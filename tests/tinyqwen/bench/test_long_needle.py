@@ -78,6 +78,6 @@ def test_two_steps_a_table_and_both_files(tmp_path, capsys, monkeypatch):
     )
     lines = data.with_suffix(".md").read_text().splitlines()
     assert sum(line.startswith("| 1,000 |") for line in lines) == 2 * len(WAYS)
-    assert "left out" not in long_needle.about(facts)
+    assert "Left out" not in long_needle.about(facts)
     facts["models"][0]["grown"] = 0
-    assert "Seed 3 at theta 1,000 did not understand the task in 2 steps" in long_needle.about(facts)
+    assert "short lessons: seed 3 at theta 1,000." in long_needle.about(facts)
