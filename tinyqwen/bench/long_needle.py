@@ -232,17 +232,9 @@ def measure(backend, thetas: Sequence[float], seeds: Sequence[int], steps: int, 
 
 
 def report(facts: dict[str, Any], folder: Path | None) -> None:
-    """The tables on standard output, and both files."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console, parts = Console(highlight=False, markup=False), [about(facts)]
-    for heads, body in tables(facts["rates"]):
-        picture = Table(*(Column(head, no_wrap=head in heads[:2]) for head in heads))
-        for row in body:
-            picture.add_row(*row)
-        console.print(picture)
-        parts.append(table(heads, body))
+    """The tables, in Markdown, on standard output; and both files."""
+    parts = [about(facts), *(table(heads, body) for heads, body in tables(facts["rates"]))]
+    print(*parts, sep="\n\n")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"needle-{facts['date'][:10]}"
