@@ -35,6 +35,8 @@ def as_kernels_take(weight_OI: Any, features: frozenset[str]) -> Any:
     """The matrix in the types above; None for what cannot be multiplied so on a processor with these features."""
     if isinstance(weight_OI, Quantised):
         return weight_OI.lanes if "vnni" in features else None
+    if not weight_OI.flags.c_contiguous:
+        return None
     if weight_OI.dtype == BFLOAT16:
         return weight_OI.view(np.int32 if "bf16" in features and weight_OI.shape[1] % 2 == 0 else np.uint16)
     return weight_OI if weight_OI.dtype == np.float32 else None

@@ -85,7 +85,7 @@ class MappedFile:
         while rest:
             got = os.preadv(self.number, [rest], offset)
             if not got:
-                self.check_unchanged()
+                raise ModelFilesError(f"{self.path}: was cut while being read; download it again")
             offset, rest = offset + got, rest[got:]
 
     def let_go(self, array: np.ndarray) -> None:

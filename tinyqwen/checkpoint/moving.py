@@ -10,6 +10,7 @@ Whoever tells weights by their identity (a trace names them by it) waits for the
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,9 @@ SMALL = 1 << 26  # bytes: below, a model is in the caches mostly
 
 
 def worth_moving(maps: tuple[MappedFile, ...]) -> bool:
-    """Whether these files are large, and a copy of all leaves as much memory free."""
+    """Whether there are large pages, these files are large, and a copy of all leaves as much memory free."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return False
     size = sum(len(file.bytes) for file in maps)
     return size > SMALL and 2 * size <= (available_bytes() or 0)
 

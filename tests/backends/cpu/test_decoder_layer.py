@@ -110,6 +110,13 @@ def test_what_it_cannot_do_is_left_to_the_definition():
     fixed = in_format(CONFIG, "f32")
     fixed.layers[0].self_attn.k_proj.weight.flags.writeable = False
     assert body_runs(CONFIG, fixed) == [False, True]
+    turned = in_format(CONFIG, "f32")
+    turned.layers[0].self_attn.q_proj.weight = np.asfortranarray(turned.layers[0].self_attn.q_proj.weight)
+    assert body_runs(CONFIG, turned) == [False, True]
+    np.testing.assert_allclose(
+        decode(backends.get("cpu"), CONFIG, turned), decode(backends.get("cpu"), CONFIG, in_format(CONFIG, "f32")),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
     odd = dataclasses.replace(CONFIG, intermediate_size=100)
     assert body_runs(odd, in_format(odd, "bf16")) == [True, True]
     assert body_runs(odd, in_format(odd, "int8")) == [False, False]
