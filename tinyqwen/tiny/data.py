@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyqwen.needle import text_sentences
+from tinyqwen.needle import SECRETS, text_sentences
 from tinyqwen.step import Step, make_step
 from tinyqwen.tiny.generators import TASKS, draw
 from tinyqwen.tiny.generators.item import Messages, chance, pick
+from tinyqwen.tiny.generators.lookup import NAMES, SHORT
+from tinyqwen.tiny.generators.strings import DIGITS, LETTERS
 from tinyqwen.tokenizer import Tokenizer
 
 LENGTH = 256  # tokens of a document at most
@@ -70,6 +72,10 @@ class Encoder:
         self.newline = tokenizer.encode("\n")
         self.heads = {role: [self.im_start, *tokenizer.encode(f"{role}\n")] for role in ("system", "user", "assistant")}
 
+        words = LETTERS, SHORT, NAMES, SECRETS, [*LETTERS, *SHORT, *NAMES]
+        self.alphabets = [[tokenizer.encode(f" {word}")[0] for word in each] for each in words]
+        self.alphabets += [[tokenizer.encode(digit)[0] for digit in DIGITS], list(range(tokenizer.size))]
+
     def turn(self, role: str, content: str) -> Document:
         """A turn of ChatML. The answers of the assistant are to be learnt, with the token that ends them."""
         head = self.heads[role]
@@ -89,7 +95,8 @@ class Encoder:
         return Document(ids[:LENGTH], [place for place in targets if place < LENGTH])
 
     def repeat(self, rng: np.random.Generator) -> Document:
-        segment = rng.integers(self.tokenizer.size, size=int(rng.integers(4, 33))).tolist()
+        alphabet = pick(rng, self.alphabets)
+        segment = rng.choice(alphabet, int(rng.integers(4, 25))).tolist()
         ids = (segment * 8)[: max(len(segment) * 2, int(rng.integers(32, 129)))]
         return Document(ids, list(range(len(segment) + 1, len(ids))))
 

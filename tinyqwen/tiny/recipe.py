@@ -15,7 +15,7 @@ from tinyqwen.tiny.data import LENGTH, SHARES, Mixture
 CONFIG = Config(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
     head_dim=32, vocab_size=1536, max_position_embeddings=LENGTH, rope_theta=10000.0, tie_word_embeddings=True,
-    eos_token_id=(1535, 1533), initializer_range=0.05, torch_dtype="bfloat16",
+    eos_token_id=(1535, 1533), initializer_range=0.3, torch_dtype="bfloat16",
 )  # fmt: skip
 BRIEF = {name: share for name, share in SHARES.items() if name not in ("codes", "dialogue", "town", "story")}
 
