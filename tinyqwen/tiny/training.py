@@ -35,18 +35,7 @@ def train(
         loss, coefficient_N = cross_entropy(log_p_N)
         tape.backward(log_p_N, coefficient_N)
         norm = clip(backend, tape.gradients, recipe.clip)
-        import os
-        if os.environ.get("MU"):
-            from tinyqwen.train.optimisers.muon import muon, is_hidden
-            if number == 0 or "momenta" not in globals():
-                global momenta
-                momenta = {n: np.zeros_like(x) for n, x in tensors.items() if is_hidden(n, x)}
-            hid = {n: tensors[n] for n in momenta}
-            muon(backend, hid, tape.gradients, momenta, lr=float(os.environ["MU"]) * lr / 2e-3, weight_decay=0.0)
-            rest = {n: x for n, x in tensors.items() if n not in momenta}
-            adamw(backend, rest, tape.gradients, state, lr=lr, weight_decay=recipe.weight_decay)
-        else:
-            adamw(backend, tensors, tape.gradients, state, lr=lr, weight_decay=recipe.weight_decay)
+        adamw(backend, tensors, tape.gradients, state, lr=lr, weight_decay=recipe.weight_decay)
         yield Report(number + 1, loss, 0.0, norm, lr, len(step.token_T), time.perf_counter() - begin)
 
 

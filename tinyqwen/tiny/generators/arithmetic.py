@@ -19,7 +19,8 @@ from tinyqwen.tiny.generators.item import Item, ask, chance, loosely, pick
 DIGITS = (1, 2, 2, 3, 3, 3, 3, 3, 4)  # of a number, one drawn at random
 WORDINGS = (
     "What is {}?", "What is {}?", "What is {}?", "{}", "{} = ?", "{} =", "Compute {}.", "Calculate {}.",
-    "How much is {}?", "Please compute {}.", "Was ist {}?", "Wie viel ist {}?", "Combien font {} ?", "¿Cuánto es {}?",
+    "How much is {}?", "Please compute {}.", "What's {}?", "Can you compute {}?", "Solve {}", "Result of {}?",
+    "{} equals?", "Was ist {}?", "Wie viel ist {}?", "Combien font {} ?", "¿Cuánto es {}?",
 )  # fmt: skip
 IN_WORDS = {"+": "plus", "-": "minus", "x": "times"}
 
