@@ -16,11 +16,19 @@ from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.sampling import Sampling, with_flags
+from tinyqwen.tiny import FOLDER
+
+EMBEDDED = "embedded model, 1.9 million parameters; the real one: --size 0.5B (1 GB from the Hugging Face hub, once)"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", "-m", metavar="FOLDER|ID", help="a model folder, or a name on the Hugging Face hub")
+    group.add_argument(
+        "--model",
+        "-m",
+        metavar="FOLDER|ID",
+        help="a model folder, or a name on the Hugging Face hub; without this and --size: the embedded model",
+    )
     group.add_argument("--size", metavar="SIZE", help="a published size: 0.5B, 1.5B, 7B, ..., 2.5-0.5B, ... (see info)")
     group.add_argument("--base", action="store_true", help="with --size: the base model instead of the instruct model")
     group.add_argument("--revision", help="a branch, tag or commit on the hub")
@@ -114,16 +122,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_folder(arguments: argparse.Namespace, **what) -> Path:
-    """The folder of the model that the flags name, downloaded if need be. `what` as of `checkpoint.resolve_model`."""
+    """The folder of the model that the flags name, downloaded if need be; if they name none, of the embedded model.
+
+    what   as of `checkpoint.resolve_model`
+    """
     if not arguments.model and not arguments.size:
-        raise UsageError(
-            "no model named: --size 0.5B takes Qwen2-0.5B-Instruct from the Hugging Face hub, --model FOLDER one that "
-            "you have; python -m tinyqwen info lists the sizes"
-        )
+        return embedded_model(arguments)
     return resolve_model(
         arguments.model, arguments.size, arguments.base,
         revision=arguments.revision, offline=arguments.offline, progress=not getattr(arguments, "quiet", False), **what,
     )  # fmt: skip
+
+
+def embedded_model(arguments: argparse.Namespace) -> Path:
+    """The folder of the model that comes with tinyqwen, and a line that says so."""
+    if arguments.base or arguments.revision:
+        raise UsageError("--base and --revision need to know of which model: --size 0.5B, --model FOLDER|ID")
+    if not getattr(arguments, "quiet", False):
+        print(EMBEDDED, file=sys.stderr)
+    return FOLDER
 
 
 def load_model(arguments: argparse.Namespace) -> Runtime:

@@ -1,1 +1,5 @@
-"""The embedded model: a Qwen2 of 1.9 million parameters, its data, and the command that made it. README.md is its card."""
+"""The embedded model: a Qwen2 of 1.9 million parameters, its data, and how it was made. Its card: README.md."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("model")  # as every model folder: config.json, model.safetensors, tokenizer.json

@@ -1,4 +1,4 @@
-"""The run: every step draws fresh documents, learns their answers, and now and then is examined with what is held out."""
+"""The run: every step draws fresh documents and learns their answers; exams ask what is held out."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def train_bpe(seed: int, count: int = 60_000) -> Bpe:
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
-    bpe.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(

@@ -7,7 +7,7 @@ only the sum written, nothing could be learnt before everything is. Numbers of o
     What is 17 + 25?     7+5=12, 1+2+1=4: 42
     What is 52 - 17?     12-7=5, 5-1-1=3: 35
 
-Source: Lee et al. 2023, "Teaching Arithmetic to Small Transformers": the more of the work is written, the fewer examples.
+Source: Lee et al. 2023, "Teaching Arithmetic to Small Transformers": the more work is written, the fewer examples.
 """
 
 from __future__ import annotations

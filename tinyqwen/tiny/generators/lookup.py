@@ -1,8 +1,8 @@
 """Needles: what was said before, and only there.
 
-    list       The code of the red box is 4817. ... What is the code of the red box?      -> The code of the red box is 4817.
-    pairs      fig: 42, rose: 17, ... What is rose?                                       -> rose: 17
-    dialogue   My favourite colour is blue. / OK. / ... / What is my favourite colour?    -> Your favourite colour is blue.
+    codes      The code of the red box is 481. ... What is the code of the red box?   -> The code of the red box is 481.
+    pairs      fig: 42, rose: 17, ... What is rose?                                   -> rose: 17
+    dialogue   My pet is a cat. / OK. / ... / What is my pet?                         -> Your pet is a cat.
     town       the haystack of `tinyqwen.needle`: sentences that never repeat, and the secret word of a town
 
 Answers say the key again: what follows is then the text's own words once more, which is what a model learns first.
@@ -13,7 +13,7 @@ answered by elimination, and a model learns that instead. One question in ten is
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def name(rng: np.random.Generator) -> str:
     """A name that nobody bears: some syllables. What a model copies is not only what it knows.
 
     >>> name(np.random.default_rng(3))
-    'Keuxba'
+    'Kemizu'
     """
     return "".join(pick(rng, SYLLABLES) for _ in range(int(rng.integers(2, 4)))).capitalize()
 
@@ -52,7 +52,7 @@ def turns(text: str, asked: list[tuple[str, str]], apart: bool, rng: np.random.G
     """A text, and questions with their answers; the first one together with the text, or after an OK."""
     first = f"{text}{pick(rng, NEXT)}{asked[0][0]}" if not apart else text
     messages = ask(first) if not apart else [*ask(first), {"role": "assistant", "content": "OK."}, *ask(asked[0][0])]
-    for (_, answer), (question, _) in zip(asked, asked[1:]):
+    for (_, answer), (question, _) in pairwise(asked):
         messages += [{"role": "assistant", "content": answer}, *ask(question)]
     return messages
 
@@ -124,7 +124,14 @@ def town(rng: np.random.Generator) -> Item:
     known = {key: pick(rng, SECRETS) for key in keys}
     needles = [words.needle.format(key=key, answer=value).strip() for key, value in known.items()]
     answers = {key: words.slot.format(key=key) + f" {value}." for key, value in known.items()}
-    return lookup(rng, "town", answers, words.intro + " " + hay(rng, needles), words.question.strip().replace("{key}", "{}"), missing)
+    return lookup(
+        rng,
+        "town",
+        answers,
+        words.intro + " " + hay(rng, needles),
+        words.question.strip().replace("{key}", "{}"),
+        missing,
+    )
 
 
 TASKS: dict[str, Callable[[np.random.Generator], Item]] = {

@@ -17,8 +17,10 @@ def expression(rng: np.random.Generator) -> str:
     numbers = [int(rng.integers(10)) for _ in range(int(rng.integers(2, 6)))]
     n = int(rng.integers(len(numbers)))
     return pick(rng, (
-        f"{a} + {b}", f"{a} * {b}", f"{a} - {b}", f"{a} > {b}", f"{a} == {b}", f"max({a}, {b}, {c})", f"min({a}, {b}, {c})",
-        f"len({numbers})", f"{numbers}[{n}]", f"{numbers}[-1]", f"{numbers}[::-1]", f"sorted({numbers})", f"max({numbers})",
+        f"{a} + {b}", f"{a} * {b}", f"{a} - {b}", f"{a} > {b}", f"{a} == {b}", f"max({a}, {b}, {c})",
+        f"min({a}, {b}, {c})",
+        f"len({numbers})", f"{numbers}[{n}]", f"{numbers}[-1]", f"{numbers}[::-1]", f"sorted({numbers})",
+        f"max({numbers})",
         f"'{word}' * {1 + a % 3}", f"'{word}' + '{pick(rng, SHORT)}'", f"{numbers} + [{a}]", f"{a} in {numbers}",
         f"abs({a - b})", f"{a} < {b} < {c}", f"not {a} > {b}", f"min({numbers})", f"{numbers}[0]",
     ))  # fmt: skip
@@ -28,7 +30,7 @@ def program(rng: np.random.Generator) -> Item:
     """
     >>> item = program(np.random.default_rng(1))
     >>> item.messages[0]["content"], item.answer
-    ('What does print(max([4, 1, 2, 8, 2])) print?', '8')
+    ('>>> min(4, 5, 7)', '4')
     """
     code = expression(rng)
     answer = str(eval(code, {"__builtins__": SAFE}))

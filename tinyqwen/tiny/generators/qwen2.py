@@ -127,8 +127,8 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "sizes": ("0.5B, 1.5B, 7B, 57B-A14B and 72B.", (
         "Which sizes of Qwen2 are there?", "What sizes does Qwen2 have?", "Which Qwen2 models are there?",
-        "Sizes of Qwen2?", "What are the sizes of Qwen2?", "In which sizes does Qwen2 come?", "List the sizes of Qwen2.",
-        "Welche Größen gibt es von Qwen2?",
+        "Sizes of Qwen2?", "What are the sizes of Qwen2?", "In which sizes does Qwen2 come?",
+        "List the sizes of Qwen2.", "Welche Größen gibt es von Qwen2?",
     )),
     "what": ("Qwen2 is a family of open language models by Alibaba.", (
         "What is Qwen2?", "What do you know about Qwen2?", "Tell me about Qwen2.", "Explain Qwen2.",
