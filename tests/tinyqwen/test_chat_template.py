@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.checkpoints import byte_tokenizer_json
 from tinyqwen.chat_template import chatml, encode_chat, read_template, render_template
 from tinyqwen.errors import ModelFilesError, UsageError
-from tinyqwen.template_sandbox import render  # in this process: fast enough for properties
+from tinyqwen.template_sandbox import render as render_each
 from tinyqwen.tokenizer import Tokenizer
 
 
@@ -35,6 +35,11 @@ def small(tmp_path_factory):
 
 def turns(*pairs):
     return [{"role": role, "content": content} for role, content in pairs]
+
+
+def render(template, variables):
+    """In this process: fast enough for properties."""
+    return render_each(template, [variables])[0]
 
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -101,7 +106,7 @@ def test_tools_in_the_qwen25_template(qwen25_template):
         },
     }
     messages = turns(("system", "You are a helpful assistant."), ("user", "How should I explain the Internet?"))
-    text = render_template(qwen25_template, {"messages": messages, "tools": [tool], "add_generation_prompt": True})
+    text = render_template(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[0]
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
         "with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -194,7 +199,7 @@ DOUBLING = "{% set n = namespace(s='xxxxxxxx') %}{% for i in range(40) %}{% set 
 def test_a_bad_template_is_one_clear_error_in_seconds(template):
     start = time.monotonic()
     with pytest.raises(ModelFilesError, match="chat template") as error:
-        render_template(template, {"messages": []})
+        render_template(template, [{"messages": []}])
     assert time.monotonic() - start < 12
     assert "--no-template" in str(error.value)
 
