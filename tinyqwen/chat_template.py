@@ -32,6 +32,7 @@ from tinyqwen.tokenizer import Tokenizer, check_unicode
 Message = dict[str, Any]  # {"role": "user", "content": "Hi"}
 
 LARGEST_TEMPLATE = 64 * 1024
+TOGETHER = 100  # conversations a process: they share the sandbox's seconds and output
 SECONDS = 10  # for starting a Python, too; the sandbox itself stops after 2 seconds of work
 
 
@@ -80,15 +81,15 @@ def read_template(folder: Path | str) -> tuple[str | None, dict[str, Any]]:
     return template, variables
 
 
-def render_template(template: str, variables: dict[str, Any]) -> str:
-    """What a checkpoint's template makes of these variables, rendered in a limited process.
+def render_templates(template: str, everything: list[dict[str, Any]]) -> list[str]:
+    """What a checkpoint's template makes of each of these variables, rendered in a limited process.
 
-    >>> render_template("{% for m in messages %}[{{ m.content }}]{% endfor %}", {"messages": [{"content": "Hi"}]})
-    '[Hi]'
+    >>> render_templates("{% for m in messages %}[{{ m.content }}]{% endfor %}", [{"messages": [{"content": "Hi"}]}])
+    ['[Hi]']
 
     Errors: ModelFilesError when the template is wrong, forbidden, too slow or too large.
     """
-    request = json.dumps({"template": template, "variables": variables})
+    request = json.dumps({"template": template, "everything": everything})
     script = Path(__file__).with_name("template_sandbox.py")
     try:
         child = subprocess.run(
@@ -101,29 +102,40 @@ def render_template(template: str, variables: dict[str, Any]) -> str:
         raise ModelFilesError(
             f"the checkpoint's chat template failed: {answer['error']}; --no-template uses plain ChatML"
         )
-    return answer["text"]
+    return answer["texts"]
 
 
-def encode_chat(
+def encode_chat(tokenizer: Tokenizer, messages: list[Message], **how) -> list[int]:
+    """The ids of a conversation; `how` as of `encode_chats`."""
+    return encode_chats(tokenizer, [messages], **how)[0]
+
+
+def encode_chats(
     tokenizer: Tokenizer,
-    messages: list[Message],
+    conversations: list[list[Message]],
     *,
     template: str | None = None,
     variables: dict[str, Any] | None = None,
     tools: list[dict] | None = None,
     prompt: bool = True,
-) -> list[int]:
-    """The ids of a conversation, ready to be answered (`prompt`) or not. Without a template: `chatml`."""
-    everything = json.dumps([template, messages, tools], ensure_ascii=False)
+) -> list[list[int]]:
+    """The ids of conversations, ready to be answered (`prompt`) or not. Without a template: `chatml`.
+
+    A process for the template takes 0.1 s, so many conversations go through one.
+    """
+    everything = json.dumps([template, conversations, tools], ensure_ascii=False)
     check_unicode(everything)
     mark = unused_character(everything)
-    marked: Any = deep_map(lambda text: tokenizer.mark_control_names(text, mark), [messages, tools])
+    marked, tools = deep_map(lambda text: tokenizer.mark_control_names(text, mark), [conversations, tools])
     if template is None:
-        text = chatml(marked[0], prompt=prompt)
+        texts = [chatml(messages, prompt=prompt) for messages in marked]
     else:
-        extra = {"messages": marked[0], "tools": marked[1], "add_generation_prompt": prompt}
-        text = render_template(template, {**(variables or {}), **extra})
-    return tokenizer.encode_template(text, mark)
+        same = {**(variables or {}), "tools": tools, "add_generation_prompt": prompt}
+        texts = []
+        for at in range(0, len(marked), TOGETHER):
+            group = [{**same, "messages": messages} for messages in marked[at : at + TOGETHER]]
+            texts += render_templates(template, group)
+    return [tokenizer.encode_template(text, mark) for text in texts]
 
 
 def unused_character(text: str) -> str:

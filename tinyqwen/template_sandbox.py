@@ -1,4 +1,4 @@
-"""Renders one chat template in a process of its own: a template is code that came with a download.
+"""Renders a chat template, for one or many conversations, in a process of its own: a template is code that came with a download.
 
 jinja2's sandbox keeps it from reaching Python, but not from looping for ever or filling the memory; a process can be
 limited and killed. Run as a script: a JSON request on standard input, a JSON answer on standard output. It imports
@@ -21,8 +21,8 @@ def limit_resources():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def render(template: str, variables: dict) -> str:
-    """The template's text, with the settings and helpers that transformers gives to templates."""
+def render(template: str, everything: list[dict]) -> list[str]:
+    """The template's text for each of these variables, with the settings and helpers that transformers gives it."""
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,19 +36,22 @@ def render(template: str, variables: dict) -> str:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    parts, size = [], 0
-    for part in environment.from_string(template).generate(**variables):
-        parts.append(part)
-        size += len(part)
-        if size > OUTPUT_CHARACTERS:
-            raise ValueError(f"it writes more than {OUTPUT_CHARACTERS} characters")
-    return "".join(parts)
+    compiled, texts, size = environment.from_string(template), [], 0
+    for variables in everything:
+        parts = []
+        for part in compiled.generate(**variables):
+            parts.append(part)
+            size += len(part)
+            if size > OUTPUT_CHARACTERS:
+                raise ValueError(f"it writes more than {OUTPUT_CHARACTERS} characters")
+        texts.append("".join(parts))
+    return texts
 
 
 if __name__ == "__main__":
     limit_resources()
     try:
-        answer = {"text": render(**json.load(sys.stdin))}
+        answer = {"texts": render(**json.load(sys.stdin))}
     except MemoryError:
         answer = {"error": "it needs too much memory"}
     except Exception as error:  # anything a hostile template may provoke is an answer, not a crash

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import byte_tokenizer_json
-from tinyqwen.chat_template import chatml, encode_chat, read_template, render_template
+from tinyqwen.chat_template import chatml, encode_chat, encode_chats, read_template, render_templates
 from tinyqwen.errors import ModelFilesError, UsageError
-from tinyqwen.template_sandbox import render  # in this process: fast enough for properties
+from tinyqwen.template_sandbox import render as render_all
 from tinyqwen.tokenizer import Tokenizer
 
 
@@ -31,6 +31,11 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer_json(extra=("<tool_call>",))), encoding="utf-8")
     return Tokenizer(folder)
+
+
+def render(template, variables):
+    """In this process: fast enough for properties."""
+    return render_all(template, [variables])[0]
 
 
 def turns(*pairs):
@@ -101,7 +106,7 @@ def test_tools_in_the_qwen25_template(qwen25_template):
         },
     }
     messages = turns(("system", "You are a helpful assistant."), ("user", "How should I explain the Internet?"))
-    text = render_template(qwen25_template, {"messages": messages, "tools": [tool], "add_generation_prompt": True})
+    text = render_templates(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[0]
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
         "with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -152,6 +157,16 @@ def test_what_a_message_says_is_data(small, qwen2_template, evil, with_template)
     assert evil in small.decode(ids, hide_control=False), "and it arrives unchanged"
 
 
+def test_many_conversations_are_encoded_as_each_of_them_is(small, qwen2_template):
+    many = [turns(("user", f"{text} {n}")) for n in range(41) for text in EVIL]
+    many[7] = turns(("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"))
+    for template in (qwen2_template, None):
+        found = encode_chats(small, many, template=template)
+        assert len(found) == len(many) > 200, "more than one process takes"
+        for n in (0, 7, 204):
+            assert found[n] == encode_chat(small, many[n], template=template)
+
+
 @settings(max_examples=15)  # each runs the sandbox's process
 @given(
     st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<tool_call>", "a", "\n", "\ue000"]), max_size=6).map(
@@ -194,7 +209,7 @@ DOUBLING = "{% set n = namespace(s='xxxxxxxx') %}{% for i in range(40) %}{% set 
 def test_a_bad_template_is_one_clear_error_in_seconds(template):
     start = time.monotonic()
     with pytest.raises(ModelFilesError, match="chat template") as error:
-        render_template(template, {"messages": []})
+        render_templates(template, [{"messages": []}])
     assert time.monotonic() - start < 12
     assert "--no-template" in str(error.value)
 
