@@ -1,4 +1,4 @@
-"""Renders a chat template, for one or many conversations, in a process of its own: a template is code that came with a download.
+"""Renders a chat template, for some conversations, in a process of its own: it is code that came with a download.
 
 jinja2's sandbox keeps it from reaching Python, but not from looping for ever or filling the memory; a process can be
 limited and killed. Run as a script: a JSON request on standard input, a JSON answer on standard output. It imports
@@ -51,7 +51,7 @@ def render(template: str, everything: list[dict]) -> list[str]:
 if __name__ == "__main__":
     limit_resources()
     try:
-        answer = {"texts": render(**json.load(sys.stdin))}
+        answer: dict = {"texts": render(**json.load(sys.stdin))}
     except MemoryError:
         answer = {"error": "it needs too much memory"}
     except Exception as error:  # anything a hostile template may provoke is an answer, not a crash

@@ -106,7 +106,9 @@ def test_tools_in_the_qwen25_template(qwen25_template):
         },
     }
     messages = turns(("system", "You are a helpful assistant."), ("user", "How should I explain the Internet?"))
-    text = render_templates(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[0]
+    text = render_templates(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[
+        0
+    ]
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
         "with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"

@@ -66,7 +66,7 @@ class TinyqwenLM(TemplateLM):
     def prefix_token_id(self) -> int:
         """What stands before a text without context: bos_token, or where there is none, as in Qwen2, eos_token."""
         said = self.runtime.template_variables.get("bos_token")
-        return self.runtime.tokenizer.control.get(said, self.eot_token_id)
+        return self.runtime.tokenizer.control.get(said or "", self.eot_token_id)
 
     @property
     def max_length(self) -> int:
@@ -132,7 +132,8 @@ class TinyqwenLM(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        prompts = [self.prompt(*request.args, seed) for seed, request in enumerate(requests)]
+        asked = enumerate(request.args for request in requests)
+        prompts = [self.prompt(context, wishes, seed) for seed, (context, wishes) in asked]
         with tqdm(total=len(prompts), desc="replies", disable=disable_tqdm or None) as bar:
             found = [reply.text for reply in replies(self.runtime, prompts, together=self.together, watch=bar.update)]
         for request, text in zip(requests, found):

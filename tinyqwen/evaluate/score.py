@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from tinyqwen.evaluate.items import Item, correct
 from tinyqwen.evaluate.replies import TOGETHER, Prompt, Reply, replies
 from tinyqwen.needle import wilson
 from tinyqwen.runtime import Runtime
 from tinyqwen.sampling import with_flags
+from tinyqwen.tiny.generators import Item
 
 LIMIT = 64  # tokens: the home tasks' answers are short, and a model that does not stop should not talk for long
 
@@ -47,9 +47,7 @@ def answers(
     """What the model says to each item, greedily, by the checkpoint's own template and generation settings."""
     sampling = with_flags(runtime.generation.sampling, temperature=0)
     encoded = runtime.encode_chats([item.messages for item in items])
-    return replies(
-        runtime, [Prompt(ids, limit, sampling=sampling) for ids in encoded], together=together, watch=watch
-    )
+    return replies(runtime, [Prompt(ids, limit, sampling=sampling) for ids in encoded], together=together, watch=watch)
 
 
 def scores(items: Iterable[Item], found: Iterable[Reply]) -> list[Score]:
@@ -57,6 +55,6 @@ def scores(items: Iterable[Item], found: Iterable[Reply]) -> list[Score]:
     counts: dict[str, list[int]] = {}
     for item, reply in zip(items, found, strict=True):
         count = counts.setdefault(item.task, [0, 0, 0])
-        for n, yes in enumerate((True, correct(item, reply.text), reply.ended)):
+        for n, yes in enumerate((True, item.accepts(reply.text), reply.ended)):
             count[n] += yes
     return [Score(task, *count) for task, count in counts.items()]
