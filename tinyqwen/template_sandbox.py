@@ -1,4 +1,4 @@
-"""Renders a chat template, for some conversations, in a process of its own: it is code that came with a download.
+"""Renders a chat template in a process of its own: a template is code that came with a download.
 
 jinja2's sandbox keeps it from reaching Python, but not from looping for ever or filling the memory; a process can be
 limited and killed. Run as a script: a JSON request on standard input, a JSON answer on standard output. It imports
@@ -21,8 +21,8 @@ def limit_resources():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def render(template: str, everything: list[dict]) -> list[str]:
-    """The template's text for each of these variables, with the settings and helpers that transformers gives it."""
+def render(template: str, each: list) -> list:
+    """The template's text for each set of variables, with the settings and helpers that transformers gives it."""
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,7 +37,7 @@ def render(template: str, everything: list[dict]) -> list[str]:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     compiled, texts, size = environment.from_string(template), [], 0
-    for variables in everything:
+    for variables in each:
         parts = []
         for part in compiled.generate(**variables):
             parts.append(part)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import byte_tokenizer_json
-from tinyqwen.chat_template import chatml, encode_chat, encode_chats, read_template, render_templates
+from tinyqwen.chat_template import AT_ONCE, chatml, encode_chat, encode_chats, read_template, render_template
 from tinyqwen.errors import ModelFilesError, UsageError
-from tinyqwen.template_sandbox import render as render_all
+from tinyqwen.template_sandbox import render as render_each
 from tinyqwen.tokenizer import Tokenizer
 
 
@@ -33,13 +33,13 @@ def small(tmp_path_factory):
     return Tokenizer(folder)
 
 
-def render(template, variables):
-    """In this process: fast enough for properties."""
-    return render_all(template, [variables])[0]
-
-
 def turns(*pairs):
     return [{"role": role, "content": content} for role, content in pairs]
+
+
+def render(template, variables):
+    """In this process: fast enough for properties."""
+    return render_each(template, [variables])[0]
 
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -106,9 +106,7 @@ def test_tools_in_the_qwen25_template(qwen25_template):
         },
     }
     messages = turns(("system", "You are a helpful assistant."), ("user", "How should I explain the Internet?"))
-    text = render_templates(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[
-        0
-    ]
+    text = render_template(qwen25_template, [{"messages": messages, "tools": [tool], "add_generation_prompt": True}])[0]
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
         "with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -164,7 +162,7 @@ def test_many_conversations_are_encoded_as_each_of_them_is(small, qwen2_template
     many[7] = turns(("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"))
     for template in (qwen2_template, None):
         found = encode_chats(small, many, template=template)
-        assert len(found) == len(many) > 200, "more than one process takes"
+        assert len(found) == len(many) > AT_ONCE, "more than one process takes"
         for n in (0, 7, 204):
             assert found[n] == encode_chat(small, many[n], template=template)
 
@@ -211,7 +209,7 @@ DOUBLING = "{% set n = namespace(s='xxxxxxxx') %}{% for i in range(40) %}{% set 
 def test_a_bad_template_is_one_clear_error_in_seconds(template):
     start = time.monotonic()
     with pytest.raises(ModelFilesError, match="chat template") as error:
-        render_templates(template, [{"messages": []}])
+        render_template(template, [{"messages": []}])
     assert time.monotonic() - start < 12
     assert "--no-template" in str(error.value)
 

@@ -26,7 +26,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from tinyqwen.chat_template import chatml, render_templates
+from tinyqwen.chat_template import chatml, render_template
 from tinyqwen.errors import UsageError
 from tinyqwen.evaluate.likelihood import log_likelihoods
 from tinyqwen.evaluate.replies import TOGETHER, Prompt, replies
@@ -94,7 +94,7 @@ class TinyqwenLM(TemplateLM):
             text = chatml(messages, prompt=add_generation_prompt)
         else:
             extra = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-            [text] = render_templates(runtime.template, [{**runtime.template_variables, **extra}])
+            [text] = render_template(runtime.template, [{**runtime.template_variables, **extra}])
         if not add_generation_prompt:
             last = messages[-1]["content"]
             text = text[: text.rindex(last) + len(last)]

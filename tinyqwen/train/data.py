@@ -28,24 +28,39 @@ def documents(path: Path) -> Iterator[str]:
 
     Errors: UsageError names the file, and the line if there are lines.
     """
+    if path.suffix != ".jsonl":
+        yield read_text(path)
+        return
+    for where, line in json_lines(path):
+        if not isinstance(line.get("text"), str):
+            raise UsageError(f'{where}: must be JSON like {{"text": "..."}}')
+        yield line["text"]
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """The objects of a file that holds one a line, and where each stands. Empty lines are left out.
+
+    Errors: UsageError names the file and line.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines: U+2028 may stand in JSON
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if not isinstance(found, dict):
+                raise UsageError(f'{where}: must be JSON like {{"text": "..."}}')
+            yield where, found
+
+
+def read_text(path: Path) -> str:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        return path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not valid UTF-8 (at byte {error.start})") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if path.suffix != ".jsonl":
-        yield text
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                found = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                found = None
-            if not isinstance(found, str):
-                raise UsageError(f'{path}, line {number}: must be JSON like {{"text": "..."}}')
-            yield found
 
 
 class Chunks:
@@ -69,20 +84,17 @@ class Chunks:
     def __len__(self) -> int:
         return (len(self.id_N) - 1) // self.length
 
+    def __str__(self) -> str:
+        return f"{len(self.id_N):,} tokens of text"
+
     @property
     def digest(self) -> str:
         """Of all ids, to tell other data from these."""
         return hashlib.sha256(self.id_N.tobytes()).hexdigest()[:16]
 
     def chosen(self, step: int, count: int) -> list[int]:
-        """The chunks of a step: all of them once, in random order, before any comes again.
-
-        >>> chunks = Chunks([list(range(1, 60))], end=0, length=10, seed=3)
-        >>> [chunks.chosen(step, 4) for step in range(3)]
-        [[2, 5, 4, 1], [3, 0, 1, 2], [0, 4, 5, 3]]
-        """
-        numbers = range(step * count, (step + 1) * count)
-        return [int(order(len(self), self.seed, n // len(self))[n % len(self)]) for n in numbers]
+        """The chunks of a step, see `chosen`."""
+        return chosen(len(self), step, count, self.seed)
 
     def sequences(self, chunk: int) -> list[tuple[list[int], list[int]]]:
         """Its sequences: ids, and for each the one that comes next."""
@@ -96,6 +108,16 @@ class Chunks:
         parts = [each for chunk in chunks for each in self.sequences(chunk)]
         packed = make_step([(ids, None) for ids, _ in parts], all_logits=True)
         return packed, np.array([token for _, after in parts for token in after])
+
+
+def chosen(total: int, step: int, count: int, seed: int) -> list[int]:
+    """What a step learns of `total` things, `count` in a step: all of them once, in random order, before any again.
+
+    >>> [chosen(6, step, 4, seed=3) for step in range(3)]
+    [[2, 5, 4, 1], [3, 0, 1, 2], [0, 4, 5, 3]]
+    """
+    numbers = range(step * count, (step + 1) * count)
+    return [int(order(total, seed, n // total)[n % total]) for n in numbers]
 
 
 @lru_cache(maxsize=2)

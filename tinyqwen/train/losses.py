@@ -14,15 +14,17 @@ from __future__ import annotations
 import numpy as np
 
 
-def cross_entropy(log_p_N, weight_N=None):
+def cross_entropy(log_p_N, weight_N=None, total=None):
     """loss = - sum of weight * log p / sum of weight. What is not to be learnt (a prompt) has weight 0, or no row.
+
+    total   the sum of all weights, if these are a part of a step only: parts then add up to the step's loss
 
     >>> loss, coefficient_N = cross_entropy(np.log([0.5, 0.25]), np.array([1, 0]))
     >>> round(loss, 4), coefficient_N
     (0.6931, array([-1., -0.]))
     """
     weight_N = np.ones_like(log_p_N) if weight_N is None else weight_N
-    coefficient_N = (weight_N / -weight_N.sum()).astype(log_p_N.dtype)
+    coefficient_N = (weight_N / -(total or weight_N.sum())).astype(log_p_N.dtype)
     return float(coefficient_N @ log_p_N), coefficient_N
 
 
