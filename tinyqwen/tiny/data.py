@@ -19,18 +19,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyqwen.needle import text_sentences
+from tinyqwen.needle import SECRETS, text_sentences
 from tinyqwen.step import Step, make_step
 from tinyqwen.tiny.generators import TASKS, draw
 from tinyqwen.tiny.generators.item import Messages, chance, pick
+from tinyqwen.tiny.generators.lookup import NAMES, SHORT
+from tinyqwen.tiny.generators.strings import DIGITS, LETTERS
 from tinyqwen.tokenizer import Tokenizer
 
 LENGTH = 256  # tokens of a document at most
 SYSTEMS = "You are a helpful assistant.", "You are TinyQwen.", "Be brief.", "Answer in few words."
 SHARES: dict[str, float] = {
-    "add": 10, "subtract": 10, "multiply": 4, "compare": 3, "parity": 2,
+    "add": 10, "subtract": 10, "multiply": 4, "compare": 4, "parity": 2,
     "codes": 3, "pairs": 5, "dialogue": 3, "town": 3,
-    "copy": 4, "reverse": 6, "sort": 8, "upper": 3, "first": 1, "last": 1, "dedupe": 3, "count": 3, "letters": 4,
+    "copy": 4, "reverse": 6, "sort": 8, "upper": 4, "first": 2, "last": 2, "dedupe": 4, "count": 4, "letters": 6,
     "numbers": 4, "neighbours": 3, "translations": 3,
     "facts": 10, "talk": 6, "unknown": 6, "programs": 5, "story": 1.5,
 }  # fmt: skip
@@ -42,6 +44,7 @@ class Mixture(NamedTuple):
     shares: dict[str, float] = SHARES
     repeats: float = 0.1
     prose: float = 0.02
+    longest: int = 24  # of the segments that are repeated
 
 
 class Document(NamedTuple):
@@ -70,6 +73,10 @@ class Encoder:
         self.newline = tokenizer.encode("\n")
         self.heads = {role: [self.im_start, *tokenizer.encode(f"{role}\n")] for role in ("system", "user", "assistant")}
 
+        words = LETTERS, SHORT, NAMES, SECRETS, [*LETTERS, *SHORT, *NAMES]
+        self.alphabets = [[tokenizer.encode(f" {word}")[0] for word in each] for each in words]
+        self.alphabets += [[tokenizer.encode(digit)[0] for digit in DIGITS], list(range(tokenizer.size))]
+
     def turn(self, role: str, content: str) -> Document:
         """A turn of ChatML. The answers of the assistant are to be learnt, with the token that ends them."""
         head = self.heads[role]
@@ -88,9 +95,10 @@ class Encoder:
                 ids = ids + part.ids
         return Document(ids[:LENGTH], [place for place in targets if place < LENGTH])
 
-    def repeat(self, rng: np.random.Generator) -> Document:
-        segment = rng.integers(self.tokenizer.size, size=int(rng.integers(4, 33))).tolist()
-        ids = (segment * 8)[: max(len(segment) * 2, int(rng.integers(32, 129)))]
+    def repeat(self, rng: np.random.Generator, longest: int) -> Document:
+        alphabet = pick(rng, self.alphabets)
+        segment = rng.choice(alphabet, int(rng.integers(3, longest + 1))).tolist()
+        ids = segment * int(rng.integers(2, 5))
         return Document(ids, list(range(len(segment) + 1, len(ids))))
 
     def prose(self, rng: np.random.Generator) -> Document:
@@ -101,7 +109,7 @@ class Encoder:
     def document(self, rng: np.random.Generator, mixture: Mixture) -> Document:
         kind = rng.random()
         if kind < mixture.repeats:
-            return self.repeat(rng)
+            return self.repeat(rng, mixture.longest)
         if kind < mixture.repeats + mixture.prose:
             return self.prose(rng)
         return self.chat(rng, mixture.shares)

@@ -1,12 +1,14 @@
 """How the embedded model was trained: its shape, and the stages, one after another.
 
-    first     short tasks and many repeats, small steps: how a model works appears in steps, not in tokens
-    all       everything, at the peak of the learning rate
-    last      the same with larger steps and a falling rate: the loss falls most here
+    short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
+    longer    everything, repeats of longer segments
+    all       larger steps, fewer repeats
+    last      still larger steps and a falling learning rate: the loss falls most here
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
@@ -15,7 +17,7 @@ from tinyqwen.tiny.data import LENGTH, SHARES, Mixture
 CONFIG = Config(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
     head_dim=32, vocab_size=1536, max_position_embeddings=LENGTH, rope_theta=10000.0, tie_word_embeddings=True,
-    eos_token_id=(1535, 1533), initializer_range=0.05, torch_dtype="bfloat16",
+    eos_token_id=(1535, 1533), initializer_range=0.3, torch_dtype="bfloat16",
 )  # fmt: skip
 BRIEF = {name: share for name, share in SHARES.items() if name not in ("codes", "dialogue", "town", "story")}
 
@@ -37,10 +39,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("warm-up", 200, 1024, (0.0, 2e-3), Mixture(BRIEF, repeats=0.4)),
-    Stage("first", 3_000, 1024, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.4)),
-    Stage("all", 9_000, 2048, (2e-3, 1.5e-3), Mixture(SHARES, repeats=0.15)),
-    Stage("last", 2_000, 4096, (1.5e-3, 5e-5), Mixture(SHARES, repeats=0.05)),
+    Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
+    Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
+    Stage("longer", 5_000, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
+    Stage("all", 7_000, 2048, (2e-3, 1.5e-3), Mixture(SHARES, repeats=0.1)),
+    Stage("last", 1_600, 4096, (1.5e-3, 5e-5), Mixture(SHARES, repeats=0.05)),
 )
 
 
@@ -77,3 +80,13 @@ def at(stages: tuple[Stage, ...], step: int) -> tuple[Stage, float]:
             return stage, begin + (end - begin) * step / stage.steps
         step -= stage.steps
     raise ValueError("there is no such step")
+
+
+def digest(recipe: Recipe, step: int) -> str:
+    """Of the stages that have begun before that step: later ones may still change, and a run goes on."""
+    begun, first = [], 0
+    for stage in recipe.stages:
+        if first <= step:
+            begun.append(stage)
+        first += stage.steps
+    return hashlib.sha256(repr(begun).encode()).hexdigest()[:16]

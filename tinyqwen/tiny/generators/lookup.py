@@ -1,10 +1,11 @@
 """Needles: what was said before, and only there.
 
-    list       The code of the red box is 4817. ... What is the code of the red box?      -> 4817
-    pairs      fig: 42, rose: 17, ... What is rose?                                       -> 17
-    dialogue   My favourite colour is blue. / OK. / ... / What is my favourite colour?    -> blue
+    list       The code of the red box is 4817. ... What is the code of the red box?      -> The code of the red box is 4817.
+    pairs      fig: 42, rose: 17, ... What is rose?                                       -> rose: 17
+    dialogue   My favourite colour is blue. / OK. / ... / What is my favourite colour?    -> Your favourite colour is blue.
     town       the haystack of `tinyqwen.needle`: sentences that never repeat, and the secret word of a town
 
+Answers say the key again: what follows is then the text's own words once more, which is what a model learns first.
 Several questions follow each text, and keys come with replacement: if each were asked once, the last ones could be
 answered by elimination, and a model learns that instead. One question in ten is for what was not said.
 """
@@ -20,6 +21,8 @@ from tinyqwen.needle import IN_WORDS, SECRETS, TOWNS, text_sentences
 from tinyqwen.tiny.generators.item import Item, Messages, ask, chance, loosely, pick
 
 UNKNOWN = "I don't know."
+NEXT = "\n", " "
+SYLLABLES = "ba,ke,lo,mi,zu,tra,vor,nia,dal,quo,fen,gri,sol,ter,ux,pla,wen,ido,cas,ryn".split(",")
 COLOURS = "red,blue,green,black,white,yellow,brown,grey,pink,golden".split(",")
 THINGS = "box,door,key,car,house,bag,book,room,ship,safe,cup,hat".split(",")
 NAMES = "Anna,Ben,Clara,David,Emma,Felix,Greta,Hugo,Ida,Jonas,Lena,Max,Nora,Otto,Paul,Rosa,Tom,Vera".split(",")
@@ -36,9 +39,18 @@ ABOUT_ME = {
 }
 
 
+def name(rng: np.random.Generator) -> str:
+    """A name that nobody bears: some syllables. What a model copies is not only what it knows.
+
+    >>> name(np.random.default_rng(3))
+    'Keuxba'
+    """
+    return "".join(pick(rng, SYLLABLES) for _ in range(int(rng.integers(2, 4)))).capitalize()
+
+
 def turns(text: str, asked: list[tuple[str, str]], apart: bool, rng: np.random.Generator) -> Messages:
     """A text, and questions with their answers; the first one together with the text, or after an OK."""
-    first = f"{text}\n{asked[0][0]}" if not apart else text
+    first = f"{text}{pick(rng, NEXT)}{asked[0][0]}" if not apart else text
     messages = ask(first) if not apart else [*ask(first), {"role": "assistant", "content": "OK."}, *ask(asked[0][0])]
     for (_, answer), (question, _) in zip(asked, asked[1:]):
         messages += [{"role": "assistant", "content": answer}, *ask(question)]
@@ -60,7 +72,7 @@ def lookup(
 
 def hay(rng: np.random.Generator, needles: list[str]) -> str:
     """Needles in this order among other sentences, how many being a matter of chance."""
-    room = max(0, 10 - len(needles)) if chance(rng, 0.5) else 0
+    room = max(0, 12 - len(needles)) if chance(rng, 0.5) else 0
     sentences = list(islice(text_sentences(rng), int(rng.integers(room + 1))))
     places = np.sort(rng.integers(len(sentences) + 1, size=len(needles)))
     for place, needle in zip(places[::-1], needles[::-1]):
@@ -79,26 +91,29 @@ def codes(rng: np.random.Generator) -> Item:
     values = [str(rng.integers(10, 10_000)) if chance(rng, 0.6) else pick(rng, SECRETS) for _ in keys]
     text = hay(rng, [f"The code of the {key} is {value}." for key, value in zip(keys, values)])
     question = pick(rng, ("What is the code of the {}?", "Which code has the {}?", "Tell me the code of the {}."))
-    return lookup(rng, "codes", dict(zip(keys, values)), text, question, missing)
+    answers = {key: f"The code of the {key} is {value}." for key, value in zip(keys, values)}
+    return lookup(rng, "codes", answers, text, question, missing)
 
 
 def pairs(rng: np.random.Generator) -> Item:
-    keys, missing = some(rng, SHORT, 12)
-    values = [str(rng.integers(10, 100)) if chance(rng, 0.5) else pick(rng, NAMES) for _ in keys]
+    keys, missing = some(rng, SHORT if chance(rng, 0.8) else [name(rng) for _ in range(9)], 12)
+    kind = pick(rng, (lambda: str(rng.integers(10, 100)), lambda: pick(rng, NAMES), lambda: name(rng)))
+    values = [kind() for _ in keys]
     text = ", ".join(f"{key}: {value}" for key, value in zip(keys, values))
-    return lookup(rng, "pairs", dict(zip(keys, values)), text, pick(rng, ("What is {}?", "{}?", "And {}?")), missing)
+    answers = {key: f"{key}: {value}" for key, value in zip(keys, values)}
+    return lookup(rng, "pairs", answers, text, pick(rng, ("What is {}?", "{}?", "And {}?")), missing)
 
 
 def dialogue(rng: np.random.Generator) -> Item:
     """Said in turns of its own, with other words between."""
     keys, missing = some(rng, list(ABOUT_ME), 5)
-    known, messages = {key: pick(rng, ABOUT_ME[key]) for key in keys}, []
+    known, messages = {key: pick(rng, ABOUT_ME[key]) if chance(rng, 0.8) else name(rng) for key in keys}, []
     for key, value in known.items():
         messages += [*ask(f"My {key} is {value}."), {"role": "assistant", "content": "OK."}]
     for _ in range(int(rng.integers(1, 4))):
         absent = bool(missing) and chance(rng, 0.1)
         key = pick(rng, missing if absent else keys)
-        answer = UNKNOWN if absent else known[key]
+        answer = UNKNOWN if absent else f"Your {key} is {known[key]}."
         question = pick(rng, ("What is my {}?", "What did I say my {} was?", "Do you remember my {}?"))
         messages += [*ask(loosely(rng, question.format(key))), {"role": "assistant", "content": answer}]
     return Item("dialogue", messages[:-1], messages[-1]["content"], f"{known} {messages[-2]}")
