@@ -16,7 +16,7 @@ from tinyqwen.tiny.generators import TASKS, Item, draw
 from tinyqwen.tiny.recipe import Recipe, at
 from tinyqwen.train.losses import cross_entropy
 from tinyqwen.train.optimisers.adamw import AdamState, adamw, clip
-from tinyqwen.train.pretrain import Report
+from tinyqwen.train.training import Report
 from tinyqwen.weights import tree
 
 
@@ -36,7 +36,7 @@ def train(
         tape.backward(log_p_N, coefficient_N)
         norm = clip(backend, tape.gradients, recipe.clip)
         adamw(backend, tensors, tape.gradients, state, lr=lr, weight_decay=recipe.weight_decay)
-        yield Report(number + 1, loss, 0.0, norm, lr, len(step.token_T), time.perf_counter() - begin)
+        yield Report(number + 1, loss, 0.0, norm, lr, len(step.token_T), time.perf_counter() - begin, {})
 
 
 def held_out(task: str, count: int, seed: int = 0) -> list[Item]:
