@@ -45,7 +45,7 @@ def make(out: Path, recipe: Recipe, threads: int) -> Path:
         shapes = tensor_shapes(CONFIG)
         tensors = {name: tensor.copy() for name, tensor in tensors_of(checkpoint.weights, shapes).items()}
         state = saved.load_state(begun[-1], tensors)
-        saved.check_same(begun[-1], recipe, digest(recipe, state.step))
+        saved.check_same(begun[-1], recipe, digest(recipe, state.step))  # type: ignore[arg-type]
     else:
         tensors = initial_weights(CONFIG, recipe.seed)
         state = start(backend, tensors)
@@ -60,7 +60,8 @@ def make(out: Path, recipe: Recipe, threads: int) -> Path:
                 file.write(json.dumps(line) + "\n")
             print(f"step {report.step} of {recipe.steps}: loss {report.loss:.3f},", words_for(found), flush=True)
         if report.step % SAVE_EVERY == 0 or report.step == recipe.steps:
-            saved.save(run, words, CONFIG, tensors, state, recipe, digest(recipe, state.step))
+            done = digest(recipe, state.step)
+            saved.save(run, words, CONFIG, tensors, state, recipe, done)  # type: ignore[arg-type]  # any dataclass
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(words, model)
     save_checkpoint(model, CONFIG, tensors, dtype="bfloat16")

@@ -41,7 +41,7 @@ def texts(seed: int, count: int):
     yield from (f"system\n{system}" for system in SYSTEMS for _ in range(count // 20))
 
 
-def train_bpe(seed: int, count: int = 60_000) -> Bpe:
+def train_bpe(seed: int, count: int) -> Bpe:
     """Merges are the most frequent pairs of bytes, one after another; control tokens come last, as in Qwen2."""
     bpe = Bpe(models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -59,10 +59,10 @@ def train_bpe(seed: int, count: int = 60_000) -> Bpe:
     return bpe
 
 
-def write_tokenizer(folder: Path, seed: int) -> None:
+def write_tokenizer(folder: Path, seed: int, count: int = 60_000) -> None:
     """tokenizer.json and tokenizer_config.json, as checkpoints have them."""
     folder.mkdir(parents=True, exist_ok=True)
-    bpe = train_bpe(seed)
+    bpe = train_bpe(seed, count)
     bpe.save(str(folder / "tokenizer.json"))
     ids = {name: bpe.token_to_id(name) for name in CONTROL}
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False) | {"special": True}

@@ -183,7 +183,8 @@ def test_tokens_shows_pieces_and_bytes(tinyqwen, folder):
 # ---- one clear line for every wrong thing ----
 
 WRONG_USAGE = {
-    "no model": (["generate", "hi"], "no model named"),
+    "base of no model": (["generate", "--base", "hi"], "--base and --revision need to know of which model"),
+    "revision of no model": (["generate", "--revision", "main", "hi"], "--base and --revision need"),
     "two models": (["generate", "-m", "{folder}", "--size", "0.5B", "hi"], "not both"),
     "unknown size": (["generate", "--size", "3B", "hi"], "2.5-3B"),
     "base without size": (["generate", "-m", "{folder}", "--base", "hi"], "--base"),

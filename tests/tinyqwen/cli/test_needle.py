@@ -181,7 +181,7 @@ def test_a_length_that_memory_cannot_hold_is_refused_before_weights_are_read(tin
 
 
 WRONG = {
-    "no model": (["--lengths", "512"], "no model named"),
+    "base of no model": (["--base", "--lengths", "512"], "--base and --revision need"),
     "lengths": (["-m", "{}", "--lengths", "1k,x"], "--lengths takes whole numbers"),
     "no length": (["-m", "{}", "--lengths", ""], "--lengths takes whole numbers"),
     "length 0": (["-m", "{}", "--lengths", "0"], "--lengths takes whole numbers"),

@@ -173,7 +173,7 @@ def test_the_command_plans_the_largest_models_on_shapes_alone(capsys, monkeypatc
         (["trace", "-m", "{folder}", "--layer", "7", "hi"], "layers 0 to 1"),
         (["trace", "-m", "{folder}", "--decode", "0", "hi"], "--decode"),
         (["trace", "--backend", "meta", "--size", "6B"], "2.5-7B"),
-        (["trace", "hi"], "no model named"),
+        (["trace", "--base", "hi"], "--base and --revision need to know of which model"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(folder, capsys, arguments, words):

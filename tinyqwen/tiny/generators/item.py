@@ -83,7 +83,7 @@ def chance(rng: np.random.Generator, probability: float) -> bool:
 def loosely(rng: np.random.Generator, text: str) -> str:
     """As people type: sometimes without a capital at the beginning, or without the mark at the end.
 
-    >>> sorted({loosely(np.random.default_rng(seed), "Who are you?") for seed in range(99)})
+    >>> sorted({loosely(np.random.default_rng(seed), "Who are you?") for seed in range(200)})
     ['Who are you', 'Who are you?', 'who are you', 'who are you?']
     """
     if chance(rng, 0.15):
