@@ -36,6 +36,7 @@ SHARES: dict[str, float] = {
     "numbers": 4, "neighbours": 3, "translations": 3,
     "facts": 10, "talk": 6, "unknown": 6, "programs": 5, "story": 1.5,
 }  # fmt: skip
+LATER = SHARES | {"facts": 5, "asked": 10, "talk": 2, "greet": 7, "sort": 9, "count": 3, "letters": 4}  # other words
 
 
 class Mixture(NamedTuple):

@@ -1,9 +1,11 @@
 """How the embedded model was trained: its shape, and the stages, one after another.
 
-short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
-longer    everything, repeats of longer segments
-all       larger steps, fewer repeats
-last      still larger steps and a falling learning rate: the loss falls most here
+Stages:
+
+    short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
+    longer    everything, repeats of longer segments
+    all       larger steps, fewer repeats, questions in other words
+    last      still larger steps and a falling learning rate: the loss falls most here
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import LENGTH, SHARES, Mixture
+from tinyqwen.tiny.data import LATER, LENGTH, SHARES, Mixture
 
 CONFIG = Config(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
@@ -42,8 +44,8 @@ STAGES = (
     Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("longer", 5_000, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
-    Stage("all", 7_000, 2048, (2e-3, 1.5e-3), Mixture(SHARES, repeats=0.1)),
-    Stage("last", 1_600, 4096, (1.5e-3, 5e-5), Mixture(SHARES, repeats=0.05)),
+    Stage("all", 5_000, 2048, (2e-3, 2e-3), Mixture(LATER, repeats=0.1)),
+    Stage("last", 1_200, 4096, (2e-3, 5e-5), Mixture(LATER, repeats=0.05)),
 )
 
 

@@ -1,6 +1,17 @@
 """Generators: each is a pure function of a NumPy generator, and makes one item of a task."""
 
-from tinyqwen.tiny.generators import arithmetic, lookup, programs, qwen2, small_talk, stories, strings, tables, unknown
+from tinyqwen.tiny.generators import (
+    arithmetic,
+    lookup,
+    paraphrase,
+    programs,
+    qwen2,
+    small_talk,
+    stories,
+    strings,
+    tables,
+    unknown,
+)
 from tinyqwen.tiny.generators.item import Generator, Item, ask, draw, is_held_out
 
 TASKS: dict[str, Generator] = {
@@ -17,6 +28,9 @@ TASKS: dict[str, Generator] = {
     "unknown": unknown.unknown,
     "programs": programs.program,
     "story": stories.story,
+    "asked": paraphrase.asked,
+    "greet": paraphrase.greet,
+    "unseen": qwen2.unseen,
 }
 
 __all__ = ["TASKS", "Generator", "Item", "ask", "draw", "is_held_out"]

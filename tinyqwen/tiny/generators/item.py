@@ -15,6 +15,7 @@ import numpy as np
 
 Messages = list[dict[str, str]]
 HELD_OUT = 16  # one problem of so many
+TEST_ONLY = "test only: "  # how the keys of problems begin that no training may see
 
 
 class Item(NamedTuple):
@@ -57,6 +58,8 @@ def is_held_out(key: str) -> bool:
     >>> [key for key in ("1+1", "2+3", "17+25", "312-45", "7x8", "4x9", "") if is_held_out(key)]
     []
     """
+    if key.startswith(TEST_ONLY):
+        return True
     return bool(key) and hashlib.sha256(key.encode()).digest()[0] % HELD_OUT == 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyqwen.sizes import SIZES
-from tinyqwen.tiny.generators.item import Item, ask, chance, loosely, pick
+from tinyqwen.tiny.generators.item import TEST_ONLY, Item, ask, chance, loosely, pick
 
 SHOWN = "0.5B", "1.5B", "7B", "57B-A14B", "72B"
 OPENINGS = ("", "", "", "", "Please: ", "Quick question: ", "Hey, ", "Tell me: ", "One more thing: ")
@@ -173,6 +173,55 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "What does the KV cache hold?", "What does KV cache mean?", "Define KV cache.",
     )),
 }  # fmt: skip
+
+
+# Written after the others and never trained with: what an exam asks, besides the wordings that are held out.
+UNSEEN = {
+    "gqa": ("What is meant by GQA?", "Tell me what GQA is."),
+    "attention": ("What sort of attention is Qwen2 built with?", "Name the attention of Qwen2."),
+    "why gqa": ("Why is GQA used?", "What is the advantage of GQA?"),
+    "swiglu": ("What is the activation function of Qwen2?", "Name the activation of Qwen2."),
+    "norm": ("What is the norm of Qwen2?", "Name the normalisation of Qwen2."),
+    "rope": ("What is meant by RoPE?", "Tell me what RoPE is."),
+    "positions": ("How does Qwen2 handle positions?", "What is the position embedding of Qwen2?"),
+    "base": ("What is the base of RoPE in Qwen2?", "How big is the RoPE base in Qwen2?"),
+    "bias": ("Which parts of Qwen2 have a bias?", "Is there a bias in Qwen2?"),
+    "vocabulary": ("What vocabulary size does Qwen2 have?", "How many tokens are there in the Qwen2 vocabulary?"),
+    "tokenizer": ("What type of tokenizer does Qwen2 have?", "Name the tokenizer of Qwen2."),
+    "data": ("How many tokens did Qwen2 see in training?", "How much text was Qwen2 trained on?"),
+    "context": ("What context does Qwen2 have?", "How long can the context of Qwen2 be?"),
+    "dca": ("What is meant by DCA?", "Tell me what DCA is."),
+    "yarn": ("What is meant by YaRN?", "Tell me what YaRN is."),
+    "licence": ("What licence is Qwen2 under?", "Tell me the licence of Qwen2."),
+    "maker": ("Who is behind Qwen2?", "By whom was Qwen2 made?", "Wer hat Qwen2 entwickelt?"),
+    "date": ("When did they release Qwen2?", "What is the release date of Qwen2?"),
+    "sizes": ("What sizes of Qwen2 exist?", "Name the sizes of Qwen2."),
+    "what": ("What is meant by Qwen2?", "Describe Qwen2."),
+    "tied": ("Which Qwen2 models have tied embeddings?", "In which models of Qwen2 are the embeddings tied?"),
+    "experts": ("How many experts are there in Qwen2-57B-A14B?", "What number of experts does Qwen2-57B-A14B have?"),
+    "moe": ("What is meant by MoE?", "Tell me what a mixture of experts is."),
+    "upcycling": ("What is meant by upcycling?", "Tell me how upcycling works."),
+    "head_dim": ("How large are the heads of Qwen2?", "What size are the heads of Qwen2?"),
+    "template": ("What chat template has Qwen2?", "Name the chat format of Qwen2."),
+    "dpo": ("What is meant by DPO?", "Tell me what DPO is."),
+    "sft": ("What is meant by SFT?", "Tell me what SFT is."),
+    "kv": ("What is a KV cache for?", "Tell me what the KV cache is."),
+    "layers": ("How many layers are there in Qwen2-{0}?", "What is the layer count of Qwen2-{0}?"),
+    "hidden": ("How big is the hidden size of Qwen2-{0}?", "Tell me the hidden size of Qwen2-{0}."),
+    "heads": ("How many query heads are there in Qwen2-{0}?", "Tell me the number of query heads of Qwen2-{0}."),
+    "groups": ("How many KV heads are there in Qwen2-{0}?", "Tell me the number of KV heads of Qwen2-{0}."),
+}
+
+
+def unseen(rng: np.random.Generator) -> Item:
+    """A fact in words that were never trained with."""
+    name, size = pick(rng, list(UNSEEN)), pick(rng, SHOWN)
+    wording = pick(rng, UNSEEN[name])
+    if name in SHAPES:
+        answer = SHAPES[name][0].format(size, getattr(SIZES[size], name))
+    else:
+        answer = FACTS[name][0]
+    return Item("unseen", ask(loosely(rng, wording.format(size))), answer, f"{TEST_ONLY}{name}: {wording}")
 
 
 def fact(rng: np.random.Generator) -> Item:
