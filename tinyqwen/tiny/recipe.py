@@ -43,9 +43,9 @@ class Stage:
 STAGES = (
     Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
-    Stage("longer", 5_000, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
-    Stage("all", 5_000, 2048, (2e-3, 2e-3), Mixture(LATER, repeats=0.1)),
-    Stage("last", 1_200, 4096, (2e-3, 5e-5), Mixture(LATER, repeats=0.05)),
+    Stage("longer", 4_300, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
+    Stage("all", 5_000, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
+    Stage("last", 1_200, 4096, (1.2e-3, 3e-5), Mixture(LATER, repeats=0.05)),
 )
 
 
