@@ -18,6 +18,7 @@ import numpy as np
 
 from backends.finite import FirstNotFinite, NotFinite
 from backends.interface import Backend
+from tinyqwen.blocks.cross_entropy import log_probability
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
@@ -41,6 +42,8 @@ class Running:
     max_new_tokens  how many tokens to add at most; None for as many as the context holds
     context         how many ids the model can look at
     finish_reason   None while running; then "stop", "length" (max_new_tokens) or "context"
+    log_p           a list, to have the model's own log-probability of each new token appended (at temperature 1, of
+                    all its rows, as training sees it); None: nobody asks
     """
 
     ids: list[int]
@@ -51,6 +54,7 @@ class Running:
     stop_ids: frozenset[int] = frozenset()
     max_new_tokens: int | None = None
     finish_reason: str | None = None
+    log_p: list[float] | None = None
     prompt_length: int = field(init=False)
 
     def __post_init__(self):
@@ -132,7 +136,10 @@ def generate(
         for (sequence, _), more in zip(taken, unfinished):
             token = None
             if not more:
-                token = choose(backend, sequence, next(rows)[:vocabulary])
+                logits_V = next(rows)
+                token = choose(backend, sequence, logits_V[:vocabulary])
+                if sequence.log_p is not None:
+                    sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
                 sequence.append(token)
             yield Event(sequence, token)
 

@@ -47,3 +47,17 @@ class Display:
             print(saved.as_json(report), flush=True)
         elif not self.console.is_terminal and report.step % 100 == 0:
             self.say(f"step {report.step}: {line}")
+
+    def sample(self, prompt: str, answer: str) -> None:
+        """What the model says now."""
+        self.say(f"  {shortened(prompt)} -> {shortened(answer)}")
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """One line; of a long text the end.
+
+    >>> shortened("a\\nb"), shortened("x" * 200, 5)
+    ('a b', '... xxxxx')
+    """
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"... {text[-most:]}"

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tinyqwen.cli.train_stages import weights_of
+    from tinyqwen.cli.train_kinds import weights_of
 
     recipe = Recipe(**{name: getattr(arguments, name) for name in HELP})
     source = options.model_folder(arguments)

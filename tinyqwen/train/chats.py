@@ -38,6 +38,11 @@ class Example(NamedTuple):
     ids: list[int]
     learnt_T: np.ndarray
 
+    @property
+    def prompt(self) -> list[int]:
+        """What comes before the first token to be learnt."""
+        return self.ids[: int(self.learnt_T.argmax())]
+
 
 class Format:
     """How this model's conversations are written: its tokenizer and its own template, or ChatML without one.

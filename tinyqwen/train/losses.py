@@ -45,11 +45,28 @@ def dpo(log_p_N, reference_N, sequence_N, *, beta=0.1):
 
     Source: Rafailov et al. 2023, equation 7.
     """
-    reward_S = beta * np.bincount(sequence_N, log_p_N - reference_N)  # S: sequences; the implicit rewards
+    loss, push_S = preference(implicit_rewards(log_p_N, reference_N, sequence_N, beta=beta))
+    return loss, (beta * push_S)[sequence_N].astype(log_p_N.dtype)
+
+
+def implicit_rewards(log_p_N, reference_N, sequence_N, *, beta=0.1):
+    """What DPO takes for the reward of each sequence: beta times how much likelier it became than in the reference."""
+    return beta * np.bincount(sequence_N, log_p_N - reference_N)
+
+
+def preference(reward_S):
+    """Bradley and Terry: sequence 2i is preferred to 2i + 1 with probability sigmoid(reward - reward).
+
+        loss = mean over the pairs of -log sigmoid(h);     d loss / d reward = -+ sigmoid(-h) / pairs
+
+    DPO with the rewards that a model implies; a reward model with those that its head says.
+
+    >>> preference(np.array([3.0, 3.0]))[1]
+    array([-0.5,  0.5])
+    """
     margin_P = reward_S[::2] - reward_S[1::2]  # P: pairs
-    push_P = beta / len(margin_P) * np.exp(-np.logaddexp(0, margin_P))
-    push_S = np.stack([-push_P, push_P], axis=1).ravel()
-    return float(np.logaddexp(0, -margin_P).mean()), push_S[sequence_N].astype(log_p_N.dtype)
+    push_P = np.exp(-np.logaddexp(0, margin_P)) / len(margin_P)
+    return float(np.logaddexp(0, -margin_P).mean()), np.stack([-push_P, push_P], axis=1).ravel()
 
 
 def advantages(reward_PG, *, by_deviation=True):

@@ -20,7 +20,7 @@ from tinyqwen.train.losses import cross_entropy
 from tinyqwen.train.optimisers.adamw import AdamState
 from tinyqwen.train.settings import Settings as Common
 from tinyqwen.train.settings import setting
-from tinyqwen.train.training import Lesson, Lessons, Training
+from tinyqwen.train.training import Lesson, Lessons, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Settings(Common):
         return self.tokens // self.length
 
 
-def lessons(chunks: Chunks, settings: Settings) -> Lessons:
+def stage(chunks: Chunks, settings: Settings) -> Stage:
     """Of each step some chunks, in parts."""
 
-    def of_step(number: int):
+    def of_step(number: int) -> Lessons:
         chosen = chunks.chosen(number, settings.batch)
         at_once = (settings.part or settings.tokens) // settings.length
-        yield [lesson(chunks, chosen[n : n + at_once], len(chosen)) for n in range(0, len(chosen), at_once)]
+        starts = range(0, len(chosen), at_once)
+        return Lessons([[lesson(chunks, chosen[n : n + at_once], len(chosen)) for n in starts]])
 
     return of_step
 
@@ -66,4 +67,4 @@ class Pretraining(Training):
         self, backend: Backend, config: Config, tensors: dict[str, np.ndarray], state: AdamState, chunks: Chunks,
         settings: Settings,
     ):  # fmt: skip
-        super().__init__(backend, config, tensors, state, lessons(chunks, settings), settings, number=state.step)
+        super().__init__(backend, config, tensors, state, stage(chunks, settings), settings, number=state.step)

@@ -27,7 +27,7 @@ from tinyqwen.train.settings import Settings
 from tinyqwen.train.training import Report
 
 STATE, MOMENTS, LOG = "training/state.json", "training/moments.safetensors", "log.jsonl"
-OTHERS = "training/others.safetensors"
+OTHERS = "score.safetensors"
 NOTHING: Mapping = {}
 BESIDES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 

@@ -40,6 +40,7 @@ class Settings:
         1e-5, "ondare, onties: weight of what was learnt before; alpha times steps is about 1 in tiny models, 0.001 in "
         "large ones"
     )  # fmt: skip
+    rescale: bool = setting(False, "ondare: divide what is kept by keep, as the published code does")
     lr: float = setting(1e-3, "the peak of the learning rate")
     schedule: str = setting("wsd", "how the rate goes up and down", choices=tuple(SCHEDULES))
     warmup: int = setting(100, "steps in which the rate rises")

@@ -23,7 +23,7 @@ from tinyqwen.train.data import chosen
 from tinyqwen.train.losses import cross_entropy
 from tinyqwen.train.settings import Settings as Common
 from tinyqwen.train.settings import setting
-from tinyqwen.train.training import Lesson, Lessons
+from tinyqwen.train.training import Lesson, Lessons, Stage
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def read(paths: Sequence[Path], format: Format, settings: Settings) -> Conversat
     return Conversations(examples, settings.length)
 
 
-def lessons(data: Conversations, settings: Settings) -> Lessons:
+def stage(data: Conversations, settings: Settings) -> Stage:
     """Of each step some conversations, in parts."""
 
-    def of_step(number: int):
+    def of_step(number: int) -> Lessons:
         picked = [data.examples[n] for n in chosen(len(data), number, settings.batch, settings.seed)]
-        yield cut(picked, settings.part)
+        return Lessons([cut(picked, settings.part)])
 
     return of_step
 

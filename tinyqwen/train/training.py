@@ -1,6 +1,6 @@
 """The loop of all training: pass tokens through the model, ask a loss how their log-probabilities should change, step.
 
-    lessons(number)    what step number learns: a stage's own business        pretrain, sft, dpo, grpo ...
+    stage(number)      what step `number` learns                              pretrain, sft, dpo, grpo ...
         |
     forward            log p of the tokens that a lesson is about
     loss               d loss / d log p                                       tinyqwen.train.losses
@@ -49,12 +49,25 @@ class Lesson(NamedTuple):
     share: float = 1.0
 
 
-# A step's lessons: for each update of the weights (one, unless samples are used more than once) its parts.
-Lessons = Callable[[int], Iterable[Iterable[Lesson]]]
+class Lessons(NamedTuple):
+    """What a step learns.
+
+    updates   for each update of the weights (one, unless samples are used more than once) its parts
+    figures   what there is to say of the step before it is learnt
+    """
+
+    updates: Iterable[list[Lesson]]
+    figures: Figures = {}  # noqa: RUF012  (nobody changes it)
+
+
+Stage = Callable[[int], Lessons]  # from a step's number, counted from 0, to what it learns
 
 
 class Report(NamedTuple):
-    """One step: its loss, and that of balance if there are experts; the gradients' norm before clipping; seconds."""
+    """One step: its loss, and that of balance if there are experts; the gradients' norm before clipping; seconds.
+
+    Of several updates means, but for the tokens.
+    """
 
     step: int
     loss: float
@@ -75,11 +88,11 @@ class Training:
     """
 
     def __init__(
-        self, backend: Backend, config: Config, tensors: dict[str, np.ndarray], state: AdamState, lessons: Lessons,
+        self, backend: Backend, config: Config, tensors: dict[str, np.ndarray], state: AdamState, stage: Stage,
         settings: Settings, *, number: int = 0, weights: Node | None = None, update: Update | None = None,
     ):  # fmt: skip
         self.backend, self.config, self.tensors, self.state = backend, config, tensors, state
-        self.lessons, self.settings, self.number = lessons, settings, number
+        self.stage, self.settings, self.number = stage, settings, number
         self.weights, self.update = weights or tree(tensors), update or optimiser(settings)
         self.balanced = Balanced(backend, config.router_aux_loss_coef)
         inner = self.balanced if config.num_experts else backend
@@ -88,15 +101,15 @@ class Training:
     def step(self) -> Report:
         """Errors: FloatingPointError if gradients are not finite; the weights are as they were then."""
         begin, lr = time.perf_counter(), self.settings.rate(self.number)
-        updates = [self.take(update, lr) for update in self.lessons(self.number)]
+        lessons = self.stage(self.number)
+        updates = [self.take(update, lr) for update in lessons.updates]
         self.number += 1
-        means = {name: sum(each[name] for each in updates) / len(updates) for name in (updates[0] if updates else ())}
-        loss, balance, norm = (means.pop(name, 0.0) for name in ("loss", "balance", "norm"))
-        tokens = sum(each["tokens"] for each in updates)
-        means.pop("tokens", None)
-        return Report(self.number, loss, balance, norm, lr, int(tokens), time.perf_counter() - begin, means)
+        found = {name: sum(each[name] for each in updates) / len(updates) for name in (updates[0] if updates else ())}
+        loss, balance, norm, tokens = (found.pop(name, 0.0) for name in ("loss", "balance", "norm", "tokens"))
+        seconds, tokens = time.perf_counter() - begin, round(tokens * len(updates))
+        return Report(self.number, loss, balance, norm, lr, tokens, seconds, {**lessons.figures, **found})
 
-    def take(self, update: Iterable[Lesson], lr: float) -> Figures:
+    def take(self, update: list[Lesson], lr: float) -> Figures:
         """One update of the weights."""
         self.tape.clear()
         sums: Figures = {}

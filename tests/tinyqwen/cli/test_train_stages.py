@@ -148,3 +148,108 @@ def test_a_dense_model_becomes_a_mixture_that_learns_on(model, tmp_path, capsys)
 def test_recipes_that_cannot_be_leave_nothing(model, tmp_path, more):
     assert main(["train", "upcycle", "--model", str(model), str(tmp_path / "out"), *more]) == 2
     assert not (tmp_path / "out").exists()
+
+
+# ---- preferences --------------------------------------------------------------------------------------------------
+
+PAIRS = [{"prompt": q, "chosen": a, "rejected": b} for q, a, b in (("hi", "hello", "no"), ("ho", "hey", "x"))]
+SUMS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b"}, {"prompt": "three", "answer": "c"}]
+ONLINE = (
+    "--steps 12 --save-every 6 --warmup 2 --lr 0.003 --batch 2 --group 4 --answer 3 --backend numpy --seed 3".split()
+)
+
+
+@pytest.fixture(scope="module")
+def more(model):
+    write(model.parent / "pairs.jsonl", PAIRS)
+    write(model.parent / "sums.jsonl", SUMS)
+    rules = {"kind": "rules", "rules": {"avoids": ["e", "a"]}}
+    write(model.parent / "rules.jsonl", [{"prompt": "hi", "verifier": rules}, {"prompt": "ho", "verifier": rules}])
+    return model
+
+
+def command(stage, model, out, data, *more):
+    return ["train", stage, "--model", str(model), "--data", str(model.parent / data), str(out), *more]
+
+
+def test_pairs_are_preferred_and_the_first_step_costs_ln_2(more, tmp_path):
+    assert main(command("dpo", more, tmp_path / "out", "pairs.jsonl", *SMALL, "--quiet")) == 0
+    lines = log_of(tmp_path / "out")
+    assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-6) and lines[0]["margin"] == 0
+    assert lines[-1]["accuracy"] == 1 and lines[-1]["loss"] < lines[0]["loss"]
+    assert set(lines[0]) > {"step", "loss", "margin", "accuracy", "chosen", "rejected", "norm", "lr", "seconds"}
+
+
+@pytest.mark.parametrize("stage, steps", [("online-dpo", 40), ("grpo", 40)])
+def test_what_is_rewarded_becomes_likelier(more, tmp_path, stage, steps):
+    arguments = command(stage, more, tmp_path / "out", "rules.jsonl", *ONLINE, "--steps", str(steps), "--lr", "0.01")
+    assert main([*arguments, "--quiet", "--group", "8", "--answer", "4", "--beta", "0.01"]) == 0
+    rewards = [line["reward"] for line in log_of(tmp_path / "out")]
+    assert np.mean(rewards[-10:]) > np.mean(rewards[:10])
+    assert {"differ", "finished", "length"} < set(log_of(tmp_path / "out")[0])
+
+
+@pytest.mark.parametrize("stage", ["dpo", "online-dpo", "grpo", "reward"])
+def test_every_stage_is_continued_exactly(more, tmp_path, stage, monkeypatch):
+    """Interrupted in step 9, continued from step 6; online, both answers and what is learnt from them are the same."""
+    online = stage in ("online-dpo", "grpo")
+    how = [*ONLINE, "--updates", "2", "--beta", "0.05"] if online else SMALL
+    arguments = command(stage, more, tmp_path / "whole", "rules.jsonl" if online else "pairs.jsonl", *how, "--quiet")
+    assert main(arguments) == 0
+    interrupt_after(9, monkeypatch)
+    cut = [word.replace("/whole", "/cut") for word in arguments]
+    assert main(cut) == 130
+    monkeypatch.undo()
+    assert main(cut) == 0
+    assert_same(tmp_path / "whole/step-000012", tmp_path / "cut/step-000012")
+    first, second = (log_of(tmp_path / name) for name in ("whole", "cut"))
+    assert [{**line, "seconds": 0} for line in first] == [{**line, "seconds": 0} for line in second]
+
+
+def test_a_reward_model_judges(more, tmp_path, capsys):
+    """It learns the pairs by heart, and is then asked in place of a verifier."""
+    assert main(command("reward", more, tmp_path / "judge", "pairs.jsonl", *SMALL, "--quiet")) == 0
+    assert log_of(tmp_path / "judge")[-1]["accuracy"] == 1
+    judge = str(tmp_path / "judge/step-000012")
+    write(more.parent / "prompts.jsonl", [{"prompt": "hi"}, {"prompt": "ho"}])
+    for stage in ("online-dpo", "grpo"):
+        out = tmp_path / stage
+        assert main(command(stage, more, out, "prompts.jsonl", *ONLINE, "--reward", judge, "--quiet")) == 0
+        assert len(log_of(out)) == 12
+    assert main(command("grpo", more, tmp_path / "x", "prompts.jsonl", *ONLINE, "--reward", str(more))) == 3
+    assert "is it a reward model?" in capsys.readouterr().err
+
+
+def test_rejection_sampling_writes_what_the_next_stages_read(more, tmp_path, capsys):
+    arguments = command(
+        "sample", more, tmp_path / "out", "rules.jsonl", "--group", "8", "--answer", "6", "--backend", "numpy"
+    )
+    assert main([*arguments, "--at-least", "0.5"]) == 0
+    assert "pairs.jsonl" in capsys.readouterr().out
+    chats, pairs = ([json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
+                    for name in ("chats.jsonl", "pairs.jsonl"))  # fmt: skip
+    assert all(chat["messages"][-1]["role"] == "assistant" for chat in chats)
+    assert all("a" not in pair["chosen"].lower() or "e" not in pair["chosen"].lower() for pair in pairs)
+    assert main(arguments) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    if pairs:
+        assert main(["train", "dpo", "--model", str(more), "--data", str(tmp_path / "out/pairs.jsonl"),
+                     str(tmp_path / "dpo"), *SMALL, "--quiet"]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stage, line, complaint",
+    [
+        ("dpo", {"prompt": "a", "chosen": "b"}, 'line 1: "rejected" must be the text of an answer'),
+        ("dpo", {"prompt": "a", "chosen": "b", "rejected": "b"}, "line 1: chosen and rejected are the same answer"),
+        ("grpo", {"prompt": "a"}, 'line 1: needs an "answer", or a "verifier"'),
+        ("grpo", {"prompt": 3, "answer": "4"}, 'line 1: "prompt" must be a text or messages'),
+        ("online-dpo", {"prompt": "a", "verifier": {"kind": "rules", "rules": {"nice": 1}}}, "line 1: no such rule"),
+    ],
+)
+def test_lines_that_cannot_be_used_are_named(more, tmp_path, stage, line, complaint, capsys):
+    write(tmp_path / "bad.jsonl", [line])
+    arguments = ["train", stage, "--model", str(more), "--data", str(tmp_path / "bad.jsonl"), str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

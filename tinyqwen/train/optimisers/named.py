@@ -51,7 +51,7 @@ def optimiser(settings: Settings, task: Tree | None = None) -> Update:
 
     def merging(backend, parameters, gradients, state, lr):
         dice = np.random.default_rng((settings.seed, state.step))
-        merge = ties or on_dare(changes, dice, **how)
+        merge = ties or on_dare(changes, dice, **how, rescale=settings.rescale)
         adamw(backend, parameters, gradients, state, lr=lr, weight_decay=decay, merge=merge)
 
     return merging
