@@ -6,6 +6,8 @@ Stages:
     longer    everything, repeats of longer segments
     all       larger steps, fewer repeats, questions in other words
     last      still larger steps and a falling learning rate: the loss falls most here
+
+The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
 from tinyqwen.tiny.data import LATER, LENGTH, SHARES, Mixture
+from tinyqwen.train import upcycle
 
 CONFIG = Config(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
@@ -47,12 +50,22 @@ STAGES = (
     Stage("all", 5_000, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
     Stage("last", 1_200, 4096, (1.2e-3, 3e-5), Mixture(LATER, repeats=0.05)),
 )
+EXPERTS_STAGES = (
+    Stage("warm-up", 50, 4096, (0.0, 6e-4), Mixture(LATER, repeats=0.05)),
+    Stage("experts", 450, 4096, (6e-4, 3e-5), Mixture(LATER, repeats=0.05)),
+)
+EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the result. `scale` shortens every stage, for trials and tests."""
+    """All that decides the result.
 
+    experts   the sibling, a mixture of experts that begins with the finished model
+    scale     shortens every stage, for trials and tests
+    """
+
+    experts: bool = False
     seed: int = 0
     scale: float = 1.0
     weight_decay: float = 0.1
@@ -60,7 +73,8 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        return tuple(replace(stage, steps=max(1, round(self.scale * stage.steps))) for stage in STAGES)
+        stages = EXPERTS_STAGES if self.experts else STAGES
+        return tuple(replace(stage, steps=max(1, round(self.scale * stage.steps))) for stage in stages)
 
     @property
     def steps(self) -> int:

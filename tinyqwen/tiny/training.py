@@ -14,6 +14,7 @@ from tinyqwen.model import forward
 from tinyqwen.tiny.data import SYSTEMS, Document, Encoder, packed
 from tinyqwen.tiny.generators import TASKS, Item, draw
 from tinyqwen.tiny.recipe import Recipe, at
+from tinyqwen.train.balance import Balanced
 from tinyqwen.train.losses import cross_entropy
 from tinyqwen.train.optimisers.adamw import AdamState, adamw, clip
 from tinyqwen.train.training import Report
@@ -24,19 +25,23 @@ def train(
     backend, config: Config, tensors: dict[str, np.ndarray], state: AdamState, encoder: Encoder, recipe: Recipe
 ) -> Iterator[Report]:
     """Steps until the recipe is done; tensors and state change in place."""
-    weights, tape, stages = tree(tensors), Gradient(backend, tensors), recipe.stages
+    balanced = Balanced(backend, config.router_aux_loss_coef)
+    tape = Gradient(balanced if config.num_experts else backend, tensors)
+    weights, stages = tree(tensors), recipe.stages
     while state.step < recipe.steps:
         begin, number = time.perf_counter(), state.step
         stage, lr = at(stages, number)
         rng = np.random.default_rng((recipe.seed, number))
         step, token_N = packed(lambda: encoder.document(rng, stage.mixture), stage.tokens)  # noqa: B023
         tape.clear()
+        balanced.clear()
         log_p_N = log_probability(tape, forward(tape, config, weights, step), token_N)
         loss, coefficient_N = cross_entropy(log_p_N)
+        balance = balanced.loss()
         tape.backward(log_p_N, coefficient_N)
         norm = clip(backend, tape.gradients, recipe.clip)
         adamw(backend, tensors, tape.gradients, state, lr=lr, weight_decay=recipe.weight_decay)
-        yield Report(number + 1, loss, 0.0, norm, lr, len(step.token_T), time.perf_counter() - begin, {})
+        yield Report(number + 1, loss, balance, norm, lr, len(step.token_T), time.perf_counter() - begin, {})
 
 
 def held_out(task: str, count: int, seed: int = 0) -> list[Item]:

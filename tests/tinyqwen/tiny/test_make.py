@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tinyqwen.errors import UsageError
 from tinyqwen.runtime import load
 from tinyqwen.tiny import make as making
 from tinyqwen.tiny import recipe as recipes
@@ -57,6 +58,16 @@ def test_it_makes_a_model_that_loads_and_killed_runs_become_the_same(small, monk
     assert whole.keys() == again.keys() and all(np.array_equal(whole[name], again[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (small / "killed/run/log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, SHORT.steps + 1))
+
+
+def test_the_sibling_needs_the_model_and_is_a_mixture_of_experts(small, monkeypatch):
+    recipe = replace(SHORT, experts=True)
+    monkeypatch.setattr(recipes, "EXPERTS_STAGES", tuple(replace(s, tokens=300) for s in recipes.EXPERTS_STAGES))
+    with pytest.raises(UsageError, match="not there yet"):
+        making.make(small, recipe, threads=1)
+    making.make(small, SHORT, threads=1)
+    config = load(making.make(small, recipe, threads=1), threads=1).config
+    assert (config.num_experts, config.num_experts_per_tok, config.vocab_size) == (8, 2, 1536)
 
 
 def test_stages_follow_each_other_and_the_rate_never_rises_after_the_first():
