@@ -36,7 +36,14 @@ SHARES: dict[str, float] = {
     "numbers": 4, "neighbours": 3, "translations": 3,
     "facts": 10, "talk": 6, "unknown": 6, "programs": 5, "story": 1.5,
 }  # fmt: skip
-LATER = SHARES | {"facts": 5, "asked": 10, "talk": 2, "greet": 7, "sort": 9, "count": 3, "letters": 4}  # other words
+# Questions in other words, too.
+LATER = SHARES | {"facts": 5, "asked": 10, "talk": 2, "greet": 7, "sort": 9, "count": 3, "letters": 4}
+# More of what is not yet learnt, less of what is.
+HARDER = LATER | {
+    "subtract": 16, "multiply": 7, "parity": 1, "pairs": 6, "copy": 3, "reverse": 9, "sort": 16, "upper": 2, "first": 1,
+    "last": 1, "numbers": 2, "neighbours": 4, "translations": 5, "facts": 4, "asked": 8, "talk": 1, "greet": 6,
+    "story": 1,
+}  # fmt: skip
 
 
 class Mixture(NamedTuple):

@@ -5,6 +5,7 @@ Stages:
     short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
     longer    everything, repeats of longer segments
     all       larger steps, fewer repeats, questions in other words
+    harder    more of what is not yet learnt
     last      still larger steps and a falling learning rate: the loss falls most here
 
 The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
@@ -16,7 +17,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import LATER, LENGTH, SHARES, Mixture
+from tinyqwen.tiny.data import HARDER, LATER, LENGTH, SHARES, Mixture
 from tinyqwen.train import upcycle
 
 CONFIG = Config(
@@ -47,12 +48,13 @@ STAGES = (
     Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("longer", 4_300, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
-    Stage("all", 5_000, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
-    Stage("last", 1_200, 4096, (1.2e-3, 3e-5), Mixture(LATER, repeats=0.05)),
+    Stage("all", 2_250, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
+    Stage("harder", 2_600, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
+    Stage("last", 1_200, 4096, (1.2e-3, 3e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS_STAGES = (
-    Stage("warm-up", 50, 4096, (0.0, 6e-4), Mixture(LATER, repeats=0.05)),
-    Stage("experts", 450, 4096, (6e-4, 3e-5), Mixture(LATER, repeats=0.05)),
+    Stage("warm-up", 50, 4096, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
+    Stage("experts", 450, 4096, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 
