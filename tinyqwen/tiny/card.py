@@ -25,6 +25,7 @@ from tinyqwen.needle import Reader, frame_of, in_words, wilson
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.tiny.data import LENGTH
 from tinyqwen.tiny.generators import TASKS, Item, draw
+from tinyqwen.tiny.training import fits
 from tinyqwen.ways import as_config
 
 SCORES, CARD = Path(__file__).with_name("scores.json"), Path(__file__).with_name("README.md")
@@ -67,7 +68,7 @@ def items_of(goal: Goal, count: int, seed: int = 11) -> Iterator[Item]:
     rng, found = np.random.default_rng((seed, GOALS.index(goal) if goal in GOALS else 99)), 0
     while found < count:
         item = draw(TASKS[goal.tasks[found % len(goal.tasks)]], rng, held_out=True)
-        if goal.counts(item):
+        if fits(item) and goal.counts(item):
             found += 1
             yield item
 
@@ -105,7 +106,6 @@ def needles(runtime: Runtime, trials: int) -> list[dict[str, Any]]:
 def examine(folder: Path, asked: int, trials: int) -> dict[str, Any]:
     """All of it, ready for JSON."""
     runtime = load(folder)
-    runtime = replace(runtime, context=4 * LENGTH)  # some dialogues are longer than what it was trained on
     return {
         "goals": [
             {**measured(goal.name, runtime, list(items_of(goal, asked))), "goal": goal.rate} for goal in GOALS

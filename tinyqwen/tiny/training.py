@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import count as count_from
+from itertools import islice
 
 import numpy as np
 
@@ -45,9 +47,15 @@ def train(
 
 
 def held_out(task: str, count: int, seed: int = 0) -> list[Item]:
-    """Items of a task that no training has seen. Same arguments, same items."""
+    """Items of a task that no training has seen, short enough for the model's context. Same arguments, same items."""
     rng = np.random.default_rng((seed, list(TASKS).index(task), 7))
-    return [draw(TASKS[task], rng, held_out=True) for _ in range(count)]
+    items = (draw(TASKS[task], rng, held_out=True) for _ in count_from())
+    return list(islice(filter(fits, items), count))
+
+
+def fits(item: Item) -> bool:
+    """Whether prompt and answer are surely less than `LENGTH` tokens: a turn costs some, and so do its characters."""
+    return sum(40 + len(message["content"]) for message in item.messages) < 850
 
 
 def examine(backend, config: Config, tensors: dict[str, np.ndarray], encoder: Encoder, items: Iterable[Item]) -> float:

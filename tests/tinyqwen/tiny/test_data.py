@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinyqwen.chat_template import chatml
-from tinyqwen.tiny.data import LATER, LENGTH, SHARES, Encoder, Mixture, packed
+from tinyqwen.tiny.data import HARDER, LATER, LENGTH, SHARES, Encoder, Mixture, packed
 from tinyqwen.tiny.generators import TASKS
 from tinyqwen.tiny.training import as_document, held_out
 from tinyqwen.tiny.vocabulary import SIZE, write_tokenizer
@@ -73,5 +73,10 @@ def test_repeats_come_again(encoder):
         assert all(one.ids[place] == one.ids[place - period] for place in one.targets)
 
 
+@pytest.mark.parametrize("task", ("codes", "pairs", "dialogue", "town", "story"))
+def test_exams_fit_in_the_context(encoder, task):
+    assert max(len(as_document(encoder, item).ids) for item in held_out(task, 60)) <= LENGTH
+
+
 def test_the_mixture_knows_every_task():
-    assert set(LATER) == set(TASKS) - {"unseen"} and set(SHARES) == set(LATER) - {"asked", "greet"}
+    assert set(HARDER) == set(LATER) == set(TASKS) - {"unseen"} and set(SHARES) == set(LATER) - {"asked", "greet"}
