@@ -4,6 +4,7 @@ next stage load:
   tinyqwen train pretrain --model FOLDER --data text.txt OUT      predict the next token of plain text
   tinyqwen train sft --model FOLDER --data chats.jsonl OUT        say what the assistant says in conversations
   tinyqwen train upcycle --model FOLDER OUT                       make a mixture of experts of a dense model
+  tinyqwen train curve OUT                                        how a run went; --svg FILE draws it
   tinyqwen chat --model OUT/step-001000                           talk with what came of it
 
 The same command continues a run that was interrupted, exactly: the weights become those of a run that was not.
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 
-from tinyqwen.cli import train_stages, train_upcycle
+from tinyqwen.cli import train_curve, train_stages, train_upcycle
 
-OWN = {"upcycle": train_upcycle}  # what is no loop of steps
+OWN = {"upcycle": train_upcycle, "curve": train_curve}  # what is no loop of steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
