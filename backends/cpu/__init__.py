@@ -8,6 +8,7 @@ the residual add does: NumPy's is as fast, and calling ours would take longer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -36,6 +37,7 @@ from backends.cpu.team import CALLER, use
 from backends.cpu.threads import most_threads, usable_cores
 from backends.cpu.update_cache import update_cache
 from backends.interface import Backend, Operation
+from backends.large_pages import LARGE, block
 
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
@@ -79,6 +81,12 @@ class Cpu(Backend):
         if CALLER.threads != self.threads:
             use(self.threads)
         return super().run(operation, arrays, settings, door)
+
+    def empty(self, shape: tuple[int, ...], dtype=None):
+        """As NumPy's, in large pages if it fills one: decoding reads a cache of 8192 tokens a quarter faster then."""
+        dtype = np.dtype(dtype or self.dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        return np.empty(shape, dtype) if nbytes < LARGE else block(nbytes).view(dtype).reshape(shape)
 
     def __repr__(self):
         return f"<backend cpu: float32, {self.threads} thread{'s' * (self.threads > 1)}>"

@@ -30,6 +30,7 @@ import ml_dtypes
 import numpy as np
 
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_token import HEADS, attend_token
 from backends.cpu.rows import plain
 from backends.cpu.team import shared
 
@@ -40,7 +41,7 @@ FLOATS, PAIRS = 0.0, 0  # what numbers are multiplied as; kernels are compiled f
 NO_PARTS = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.float32)
 NO_LSE = np.empty((0, 0), np.float32)
 
-attend_shared = shared(attend_blocks)
+attend_shared, token_shared = shared(attend_blocks), shared(attend_token)
 
 
 def attention_for(features: frozenset[str]) -> Callable:
@@ -90,12 +91,23 @@ def attend(q_THK, k_GSK, v_GSK, k_scale_GS, v_scale_GS, kind, past, window, out_
     m_GCn, part_GCnK = NO_PARTS if chunks == 1 else room_for_parts(G, chunks, -(-T * R // height) * height, K)
     # Tokens first: views whose memory is never end to end. Kernels are compiled for that type, and once only.
     k_SGK, v_SGK = k_GSK.swapaxes(0, 1)[:end], v_GSK.swapaxes(0, 1)[:end]
-    attend_shared(
-        G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS,
-        (block_rows, first_key, chunk_keys, past, window), (kind,) * height, m_GCn, part_GCnK, out_THK, lse_TH,
-    )  # fmt: skip
+    if T == 1 and R <= HEADS and k_GSK.dtype == np.int32 and end_to_end(k_GSK) and end_to_end(v_GSK):
+        sixteens = (kind,) * (k_GSK.shape[2] // 16)
+        token_shared(
+            G * chunks, q_THK, k_SGK, v_SGK, (first_key, chunk_keys), (kind,) * R, sixteens, m_GCn, part_GCnK, out_THK, lse_TH
+        )
+    else:
+        attend_shared(
+            G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS,
+            (block_rows, first_key, chunk_keys, past, window), (kind,) * height, m_GCn, part_GCnK, out_THK, lse_TH,
+        )  # fmt: skip
     if chunks > 1:
         finish_parts(m_GCn, part_GCnK, k_SGK, out_THK, lse_TH)
+
+
+def end_to_end(x_GSK) -> bool:
+    """Whether a KV head's rows follow each other in memory without gaps, as they do in a cache."""
+    return x_GSK.strides[1] == x_GSK.shape[2] * x_GSK.itemsize
 
 
 def room_for_parts(G, chunks, rows, K):

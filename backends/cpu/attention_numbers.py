@@ -20,6 +20,8 @@ from backends.cpu.simd import (
     bits_as_i32,
     constant_i32,
     fill,
+    interleave_high,
+    interleave_low,
     load,
     load_part,
     prefetch,
@@ -29,10 +31,10 @@ from backends.cpu.simd import (
 )  # fmt: skip
 from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, transposed
 
-sixteen, lower_half, upper_half = constant_i32(16), constant_i32(0xFFFF), constant_i32(-0x10000)
+sixteen, upper_half = constant_i32(16), constant_i32(-0x10000)
 even, odd = shuffle(tuple(range(0, 32, 2))), shuffle(tuple(range(1, 32, 2)))
 first_half, second_half = (
-    shuffle(tuple(start + lane // 2 + 16 * (lane % 2) for lane in range(16))) for start in (0, 8)
+    shuffle(tuple(start + lane % 4 + 4 * (lane // 8) + 16 * (lane // 4 % 2) for lane in range(16))) for start in (0, 8)
 )
 
 
@@ -204,8 +206,8 @@ def _(v_SK, s, count, v_sK):
                 for k in range(0, v_SK.shape[1], 16):
                     low, high = load_part(v_SK, (lows, k), some), load_part(v_SK, (highs, k), both)
                     row = run // 2 + i % 32
-                    store(v_sK, (row, 2 * k), (low & lower_half()) | (high << sixteen()))
-                    store(v_sK, (row, 2 * k + 16), (low >> sixteen()) | (high & upper_half()))
+                    store(v_sK, (row, 2 * k), interleave_low(low, high))
+                    store(v_sK, (row, 2 * k + 16), interleave_high(low, high))
         return v_sK
 
     if is_floats(v_sK):

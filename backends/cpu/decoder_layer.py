@@ -24,6 +24,7 @@ from numba.extending import overload
 
 from backends.cpu.attention import CHUNK, FLOATS, PAIRS
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_token import HEADS, attend_token
 from backends.cpu.compiling import inner, kernel
 from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, multiply, prepared, rows_of_a_unit, units
 from backends.cpu.rms_norm import norm_rows
@@ -55,7 +56,7 @@ def decoder_layer_for(features: frozenset[str]):
         layer_of_one_token(
             plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
             *matrices, plain(cos_1Kh), plain(sin_1Kh), write_as, read_as, scale_2GN, (kind,) * R,
-            cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
+            (kind,) * (read_as.shape[3] // LANES), cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
         )  # fmt: skip
         return out_TD
 
@@ -105,7 +106,7 @@ def stored(kv_2GNK: Any, bf16: bool):
 @kernel
 def layer_of_one_token(
     state, threads, x_1D, input_norm_D, post_norm_D, qkv, qkv_bias, o, gate, up, down,
-    cos_1Kh, sin_1Kh, write_2GNK, read_2GNK, scale_2GN, rows, past, H, F, eps, out_1D,
+    cos_1Kh, sin_1Kh, write_2GNK, read_2GNK, scale_2GN, rows, sixteens, past, H, F, eps, out_1D,
 ):  # fmt: skip
     """The steps of the definition, in its order."""
     D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
@@ -121,7 +122,7 @@ def layer_of_one_token(
     turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
     write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
     attended_n = np.empty(H * K, np.float32)
-    attend_one(state, threads, q_1HK, read_2GNK, scale_2GN, past + 1, rows, attended_n.reshape(1, H, K))
+    attend_one(state, threads, q_1HK, read_2GNK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
 
     launch(state, threads, units(o), o, prepared(o, attended_n), no_bias, h_1D[0])
     for d in range(D):
@@ -156,26 +157,42 @@ def gated_units(first, last, gate, up, token, no_bias, gate_F, up_F, hidden_F):
         store_part(hidden_F, f, gated(load_part(gate_F, f, end - f), load_part(up_F, f, end - f)), end - f)
 
 
-launch_several, launch_gated, launch_attend = launcher(several), launcher(gated_units), launcher(attend_blocks)
+launch_several, launch_gated = launcher(several), launcher(gated_units)
+launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)
 
 
 @kernel
-def attend_one(state, threads, q_1HK, kv_2GNK, scale_2GN, S, rows, out_1HK):
+def attend_one(state, threads, q_1HK, kv_2GNK, scale_2GN, S, rows, sixteens, out_1HK):
     """As `attend` of attention.py, for one token that sees all S keys."""
     G, R, K = kv_2GNK.shape[1], len(rows), q_1HK.shape[2]
     k_SGK, v_SGK = kv_2GNK[0, :, :S].transpose(1, 0, 2), kv_2GNK[1, :, :S].transpose(1, 0, 2)
-    k_scale_GS, v_scale_GS = scales_of(scale_2GN, S)
     chunks = (S + CHUNK - 1) // CHUNK
     many = chunks if chunks > 1 else 0  # parts are left to be merged
     width = (K + LANES - 1) // LANES * LANES + LANES
     m_GCn, part_GCnK = np.empty((G, many, R), np.float32), np.empty((G, many, R, width), np.float32)
     no_lse = np.empty((0, 0), np.float32)
-    launch_attend(
-        state, threads, G * chunks, q_1HK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, (R, 0, CHUNK, S - 1, S), rows,
-        m_GCn, part_GCnK, out_1HK, no_lse,
-    )  # fmt: skip
+    scales = scales_of(scale_2GN, S)
+    launch_attention(
+        state, threads, G * chunks, q_1HK, k_SGK, v_SGK, scales, S, rows, sixteens, m_GCn, part_GCnK, out_1HK, no_lse
+    )
     if chunks > 1:
         finish_parts(m_GCn, part_GCnK, k_SGK, out_1HK, no_lse)
+
+
+def launch_attention(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
+    """The kernel that attention.py would take."""
+
+
+@overload(launch_attention, inline="always")
+def _(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
+    def token(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
+        launch_token(state, threads, tasks, q, k_SGK, v_SGK, (0, CHUNK), rows, sixteens, m, part, out, lse)
+
+    def blocks(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
+        cut = len(rows), 0, CHUNK, S - 1, S
+        launch_blocks(state, threads, tasks, q, k_SGK, v_SGK, scales[0], scales[1], cut, rows, m, part, out, lse)
+
+    return token if k_SGK.dtype == types.int32 and len(rows) <= HEADS else blocks
 
 
 def scales_of(scale_2GN, S):

@@ -13,6 +13,8 @@ Two types:
     f32x16   16 float32
     i32x16   16 lanes of 32 bits, whatever they mean: a whole number, two bfloat16 or int16, four bytes
 
+and the same with 8 lanes, f32x8 and i32x8, for the few loops in which half the lanes would have nothing to do.
+
 An index into an array is a number or a tuple of numbers, as in NumPy. Nothing checks that it lies inside.
 Everything here runs on any processor, except the three `dot_` products: see `features.py`.
 """
@@ -42,8 +44,8 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
-f32x16 = Vector("f32x16", VF32)
-i32x16 = Vector("i32x16", VI32)
+f32x16, f32x8 = Vector("f32x16", VF32), Vector("f32x8", ir.VectorType(F32, 8))
+i32x16, i32x8 = Vector("i32x16", VI32), Vector("i32x8", ir.VectorType(I32, 8))
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
@@ -71,8 +73,8 @@ def splat(value):
 
 
 def broadcast(builder, scalar, vector):
-    nothing = ir.Constant(vector, ir.Undefined)
-    return builder.shuffle_vector(builder.insert_element(nothing, scalar, I32(0)), nothing, splat(0))
+    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, vector.count), None)
+    return builder.shuffle_vector(builder.insert_element(nothing, scalar, I32(0)), nothing, first)
 
 
 def call(builder, name, result, arguments):
@@ -119,6 +121,20 @@ def load(typing, array, index):
         loaded = builder.load(pointer(context, builder, array_type, arguments[0], index_type, arguments[1], lanes))
         loaded.align = array.dtype.bitwidth // 8
         return widen(builder, loaded)
+
+    return of(array, index), codegen
+
+
+@intrinsic
+def load_8(typing, array, index):
+    """8 numbers from array[index] on: float32 as f32x8, 32 bits of anything as i32x8."""
+    of = {types.float32: f32x8, types.int32: i32x8}[array.dtype]
+
+    def codegen(context, builder, signature, arguments):
+        array_type, index_type = signature.args
+        loaded = builder.load(pointer(context, builder, array_type, arguments[0], index_type, arguments[1], of.llvm))
+        loaded.align = 4
+        return loaded
 
     return of(array, index), codegen
 
@@ -214,6 +230,12 @@ def constant_i32(value):
 
 
 zeros, ones, minus_infinity = constant(0.0), constant(1.0), constant(float("-inf"))
+
+
+@intrinsic
+def zeros_8(typing):
+    """Zeros as f32x8."""
+    return f32x8(), lambda context, builder, signature, arguments: ir.Constant(f32x8.llvm, None)
 
 
 @intrinsic
@@ -368,6 +390,17 @@ def prefetch(typing, array, index):
     return types.void(array, index), codegen
 
 
+@intrinsic
+def assume(typing, condition):
+    """Tell the compiler what it cannot know; nothing is checked."""
+
+    def codegen(context, builder, signature, arguments):
+        call(builder, "llvm.assume", ir.VoidType(), [builder.trunc(arguments[0], ir.IntType(1))])
+        return context.get_dummy_value()
+
+    return types.void(types.boolean), codegen
+
+
 def shuffle(order: tuple[int, ...]):
     """An intrinsic that picks 16 lanes of two vectors: 0 to 15 are the first one's, 16 to 31 the second's."""
 
@@ -379,6 +412,31 @@ def shuffle(order: tuple[int, ...]):
         return x(x, y), codegen
 
     return pick
+
+
+def interleave(half: int):
+    """An intrinsic: numbers of 16 bits of two vectors in turns. Of each run of 8 those from 4 * half on, see below.
+
+    x = a0 a1 a2 ..., y = b0 b1 b2 ...      half 0: a0 b0 a1 b1 a2 b2 a3 b3  a8 b8 ...      half 1: a4 b4 ... a7 b7  a12 ...
+
+    One instruction, because nothing leaves its quarter of the register.
+    """
+
+    @intrinsic
+    def mixed(typing, x, y):
+        def codegen(context, builder, signature, arguments):
+            words = ir.VectorType(I16, 2 * LANES)
+            both = [builder.bitcast(vector, words) for vector in arguments]
+            first = [8 * run + 4 * half + n for run in range(4) for n in range(4)]
+            order = [place for n in first for place in (n, n + 2 * LANES)]
+            return builder.bitcast(builder.shuffle_vector(*both, ir.Constant(ir.VectorType(I32, 32), order)), VI32)
+
+        return i32x16(x, y), codegen
+
+    return mixed
+
+
+interleave_low, interleave_high = interleave(0), interleave(1)
 
 
 # ---- dot products of short numbers: the processor's own, see features.py -------------------------------------------
@@ -400,18 +458,24 @@ class BFloat(ir.types.Type):
 VBF16 = ir.VectorType(BFloat(), LANES)
 
 
-def short_dot(name: str, operand: ir.Type, result: Vector):
+def multiply_add(builder, total, x, y):
+    return call(builder, f"llvm.fma.v{total.type.count}f32", total.type, [x, y, total])
+
+
+def short_dot(name: str, element: ir.Type, per_lane: int, result: Vector):
     def product(builder, total, x, y):
-        return call(builder, name, total.type, [total, builder.bitcast(x, operand), builder.bitcast(y, operand)])
+        lanes = total.type.count
+        x, y = (builder.bitcast(each, ir.VectorType(element, per_lane * lanes)) for each in (x, y))
+        return call(builder, f"llvm.x86.{name}.{32 * lanes}", total.type, [total, x, y])
 
     return product, result
 
 
 # Each lane adds to its total x[0] * y[0] + x[1] * y[1] (for bytes up to x[3] * y[3]) of its own 32 bits.
 PRODUCTS = {
-    "f32": (lambda builder, total, x, y: call(builder, "llvm.fma.v16f32", VF32, [x, y, total]), f32x16),
-    "bf16": short_dot("llvm.x86.avx512bf16.dpbf16ps.512", ir.VectorType(BFloat(), 32), f32x16),
-    "i16": short_dot("llvm.x86.avx512.vpdpwssd.512", VI32, i32x16),
-    "u8_i8": short_dot("llvm.x86.avx512.vpdpbusd.512", VI32, i32x16),  # x without sign, y with
+    "f32": (multiply_add, f32x16),
+    "bf16": short_dot("avx512bf16.dpbf16ps", BFloat(), 2, f32x16),
+    "i16": short_dot("avx512.vpdpwssd", I32, 1, i32x16),
+    "u8_i8": short_dot("avx512.vpdpbusd", I32, 1, i32x16),  # x without sign, y with
 }
 dot_bf16, dot_i16, dot_u8_i8 = (elementwise(*PRODUCTS[name]) for name in ("bf16", "i16", "u8_i8"))

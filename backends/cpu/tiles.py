@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from backends.cpu.simd import F32, I64, KINDS, LANES, PRODUCTS, VF32, VI32, broadcast, call, pointer
+from backends.cpu.simd import F32, I64, KINDS, LANES, PRODUCTS, VF32, VI32, broadcast, call, f32x16, pointer
 
 
 @intrinsic(prefer_literal=True)
@@ -141,6 +141,22 @@ def load_tile(typing, array, index):
         return cgutils.pack_array(builder, rows)
 
     return types.UniTuple(of, LANES)(array, index), codegen
+
+
+@intrinsic
+def load_rows(typing, rows, array, index):
+    """As `load_tile`, with as many rows as the tuple `rows` has items; of float32."""
+
+    def codegen(context, builder, signature, arguments):
+        _, array_type, index_type = signature.args
+        _, array, index = arguments
+        loaded = []
+        for place in tile_rows(context, builder, rows.count, array_type, array, index_type, index, VF32):
+            loaded.append(builder.load(place))
+            loaded[-1].align = 4
+        return cgutils.pack_array(builder, loaded)
+
+    return types.UniTuple(f32x16, rows.count)(rows, array, index), codegen
 
 
 @intrinsic

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyqwen.checkpoint.large_pages import BLOCK, LARGE, LINE, LargePages
+from backends.large_pages import BLOCK, LARGE, LINE, LargePages
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.sampled_from("fdBe")), max_size=12))

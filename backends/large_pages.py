@@ -1,4 +1,4 @@
-"""Memory in pages of 2 MB, for weights: all of them are read for every token.
+"""Memory in pages of 2 MB, for weights and KV caches: all of them are read for every token.
 
 A processor remembers where some thousand pages lie. With pages of 4 KB that is some MB, so reading a model's weights
 means looking up page after page, in tables that are in memory themselves, and the fetching ahead stops at each page's

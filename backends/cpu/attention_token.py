@@ -1,0 +1,141 @@
+"""One token's attention to chunks of its keys: what decoding does. Nothing of the cache is turned, packed or copied.
+
+    score[s, r]    = k[s] . q[r] / sqrt(K)                keys are the rows of a tile; its 8 lanes are the heads r
+    weight[s, r]   = exp(score[s, r] - m[r])              m[r] is the largest of the chunk
+    part[r]        = sum over s of weight[s, r] * v[s]    heads are the rows of a tile; its lanes are channels
+
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backends.cpu.attention_block import LOWEST, finish, swap8
+from backends.cpu.attention_numbers import pack_query, send_for
+from backends.cpu.compiling import inner, kernel
+from backends.cpu.exp import exp
+from backends.cpu.simd import (
+    LANES,
+    assume,
+    bf16_pairs,
+    fill,
+    interleave_high,
+    interleave_low,
+    larger,
+    load,
+    load_8,
+    store,
+    store_part,
+    zeros,
+    zeros_8,
+)  # fmt: skip
+from backends.cpu.tiles import load_rows, outer_bf16, store_tile, tile
+
+HEADS = 8  # lanes; with fewer heads the others compute what nobody reads
+KEYS = 16  # of a tile
+AHEAD = 64  # keys (values) that are sent for while these are computed
+
+
+@kernel
+def attend_token(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, part_GCnK, out_1HK, lse_1H):
+    """Tasks begin .. end - 1 of one token: each a KV head's chunk of keys.
+
+    k_SGj, v_SGj   pairs of neighbours in bfloat16, as int32; of one KV head they must lie end to end
+    cut            (the first key that is seen, keys of a chunk: a multiple of 16)
+    rows           a tuple with an item for each of the query heads that share a KV head, HEADS at most
+    sixteens       a tuple with an item for each 16 of the int32 that a key is
+    m_GCn ...      as in attention_block.py
+    """
+    (_, H, K), (S, G, J) = q_1HK.shape, k_SGj.shape
+    R, (first_key, chunk_keys) = len(rows), cut
+    chunks = (S - first_key + chunk_keys - 1) // chunk_keys
+    q_rj, q_jr = np.empty((R, J), np.int32), np.zeros((J, HEADS), np.int32)
+    score_sr, weight_pr = np.empty((chunk_keys, HEADS), np.float32), np.empty((chunk_keys // 2, HEADS), np.int32)
+    k_tail, v_tail = np.empty((KEYS, J), np.int32), np.empty((KEYS, J), np.int32)
+    own_m_Cn, own_part_CnK = np.empty((1, R), np.float32), np.empty((1, R, K + LANES), np.float32)
+
+    for task in range(begin, end):
+        g, s0 = task // chunks, first_key + task % chunks * chunk_keys
+        keys = min(chunk_keys, S - s0)
+        whole = keys // KEYS * KEYS
+        k_sj, v_sj = k_SGj[s0:, g], v_SGj[s0:, g]
+        m_n, part_nK = (own_m_Cn[0], own_part_CnK[0]) if chunks == 1 else (m_GCn[g, task % chunks], part_GCnK[g, task % chunks])
+
+        for r in range(R):
+            pack_query(q_1HK, 0, g * R + r, k_sj, q_rj, r)
+            for j in range(J):
+                q_jr[j, r] = q_rj[r, j]
+        score(k_sj, whole, q_jr, sixteens, score_sr)
+        if keys > whole:
+            fill_up(k_sj, whole, keys, k_tail)
+            fill_up(v_sj, whole, keys, v_tail)
+            score(k_tail, KEYS, q_jr, sixteens, score_sr[whole:])
+            score_sr[keys : whole + KEYS] = -np.inf
+        softmax(score_sr, whole + KEYS * (keys > whole), R, m_n, part_nK, weight_pr)
+        part_nK[:, :K] = 0
+        mix(weight_pr, v_sj, whole, rows, part_nK)
+        if keys > whole:
+            mix(weight_pr[whole // 2 :], v_tail, KEYS, rows, part_nK)
+        if chunks == 1:
+            finish(own_m_Cn, own_part_CnK, 0, R, k_SGj, g, out_1HK, lse_1H)
+
+
+@inner
+def fill_up(x_sj, first, last, tail_sj):
+    """The last keys, or values, of which there are fewer than a tile's, and zeros behind them."""
+    tail_sj[:] = 0
+    for s in range(first, last):
+        for j in range(tail_sj.shape[1]):
+            tail_sj[s - first, j] = x_sj[s, j]
+
+
+@inner
+def score(k_sj, keys, q_jr, sixteens, score_sr):
+    """score[s, r] = k[s] . q[r] for whole tiles; keys further on are sent for."""
+    assume(k_sj.strides[0] == 64 * len(sixteens))
+    for s in range(0, keys, KEYS):
+        sums = tile(16, zeros_8())
+        for j in range(16 * len(sixteens)):
+            sums = outer_bf16(sums, load_8(q_jr, (j, 0)), k_sj, (s, j))
+            send_for(k_sj, s + AHEAD, j)
+        store_tile(score_sr, (s, 0), sums)
+
+
+@inner
+def softmax(score_sr, keys, R, m_n, part_nK, weight_pr):
+    """Scores to weights exp(score - m), two keys in a vector. Keys 4i and 4i + 2 become a pair, 4i + 1 and 4i + 3."""
+    a, b = fill(LOWEST), fill(LOWEST)
+    for s in range(0, keys, 4):
+        a, b = larger(load(score_sr, (s, 0)), a), larger(load(score_sr, (s + 2, 0)), b)
+    m = larger(a, b)
+    m = larger(m, swap8(m, m))
+    store_part(m_n, 0, m, R)
+    sum_a, sum_b = zeros(), zeros()
+    for s in range(0, keys, 4):
+        a, b = exp(load(score_sr, (s, 0)) - m), exp(load(score_sr, (s + 2, 0)) - m)
+        sum_a, sum_b = sum_a + a, sum_b + b
+        store(weight_pr, (s // 2, 0), bf16_pairs(a, b))
+    total = sum_a + sum_b
+    store(score_sr, (0, 0), total + swap8(total, total))
+    part_nK[:, part_nK.shape[1] - LANES :] = 0
+    for r in range(R):
+        part_nK[r, part_nK.shape[1] - LANES] = score_sr[0, r]
+
+
+@inner
+def mix(weight_pr, v_sj, keys, rows, part_nK):
+    """part[r] += sum over s of weight[s, r] * v[s], some keys at a time: those further on are sent for, in order."""
+    for block in range(0, keys, AHEAD):
+        line = 0
+        for j in range(0, v_sj.shape[1], LANES):
+            low, high = load_rows(rows, part_nK, (0, 2 * j)), load_rows(rows, part_nK, (0, 2 * j + LANES))
+            for s in range(block, min(block + AHEAD, keys), 4):
+                for n in range(2):
+                    a, b = load(v_sj, (s + n, j)), load(v_sj, (s + n + 2, j))
+                    low = outer_bf16(low, interleave_low(a, b), weight_pr, (s // 2 + n,))
+                    high = outer_bf16(high, interleave_high(a, b), weight_pr, (s // 2 + n,))
+                    send_for(v_sj, block + AHEAD, line)
+                    send_for(v_sj, block + AHEAD, line + 1)
+                    line += 2
+            store_tile(part_nK, (0, 2 * j), low)
+            store_tile(part_nK, (0, 2 * j + LANES), high)
