@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import backends
+from tests.cuda_host.fake_cupy import FakeCupy
 
 # The same examples in every run: a failure can be repeated, and a pass means the same tomorrow.
 # TINYQWEN_TEST_PROFILE=long searches twenty times as many.
@@ -18,12 +20,27 @@ settings.register_profile("long", max_examples=400, **ALWAYS)
 settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 
 
-@pytest.fixture(scope="session", params=[*backends.NAMES, "cpu-generic"])
+# Each backend in turn: one suite binds them all to the definitions. Training is for those of the processor.
+#
+# cpu-generic        as on an older processor
+# cupy-definitions   the definitions themselves on CuPy arrays, or on what stands in for them
+BACKENDS = {
+    **{name: partial(backends.get, name) for name in backends.NAMES},
+    "cpu-generic": partial(backends.get, "cpu", features=()),
+    "cupy-definitions": lambda: backends.Backend(FakeCupy()),
+}
+TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        training = metafunc.definition.get_closest_marker("training")
+        metafunc.parametrize("backend", TRAIN if training else list(BACKENDS), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def backend(request):
-    """Each backend in turn, the cpu also as on an older processor: one suite binds them all to the definitions."""
-    if request.param == "cpu-generic":
-        return backends.get("cpu", features=())
-    return backends.get(request.param)
+    return BACKENDS[request.param]()
 
 
 @pytest.fixture(scope="session")

@@ -274,6 +274,7 @@ def test_logits_are_computed_for_the_rows_asked_for_only(backend):
 def test_a_tied_head_is_the_embedding_table(backend):
     config = dense_config(tie_word_embeddings=True)
     tensors = random_weights(config, scale=0.3)
+    tensors = {name: backend.xp.asarray(tensor) for name, tensor in tensors.items()}
     untied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
     ids = tokens(config, 5)
     np.testing.assert_array_equal(
