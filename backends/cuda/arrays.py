@@ -5,11 +5,23 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
+from backends.interface import Wrapper
 from backends.quantised import Quantised
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 F32, BF16, INT8, INT4 = range(4)  # as `enum Format` in numbers.cuh
 FORMATS = {np.dtype(np.float32): F32, BFLOAT16: BF16, np.dtype(np.int8): INT8, "int8": INT8, "int4": INT4}
+
+
+def gpu(backend):
+    """The backend that launches, of one that somebody may have wrapped."""
+    while isinstance(backend, Wrapper):
+        backend = backend.inner
+    return backend
+
+
+def launch(backend, name, grid, block, arguments, shared_bytes=0):
+    gpu(backend).launch(name, grid, block, arguments, shared_bytes)
 
 
 def empty(backend, shape, dtype=np.float32):

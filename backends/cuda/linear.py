@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import as_matrix, empty, format_of, plain, rows_at_once
+from backends.cuda.arrays import as_matrix, empty, format_of, launch, plain, rows_at_once
 
 FEW = 32  # tokens; 8 of them share a reading of the weights
 TOKENS, THREADS = 8, 128  # as in linear.cu and matrix.cuh
@@ -24,5 +24,5 @@ def linear(backend, x_TI, weight_OI, bias_O=None, *, add_TO=None):
         name, tokens = ("linear_kernel", 1) if T == 1 else ("linear_tokens_kernel", TOKENS)
         grid = -(-O // rows_at_once(weight_OI)), -(-T // tokens)
         arguments = plain(backend, x_TI), *matrix, bias_O, bias_format, add_TO, out_TO, *sizes
-        backend.launch(name, grid, THREADS, arguments)
+        launch(backend, name, grid, THREADS, arguments)
     return out_TO

@@ -59,6 +59,17 @@ __device__ __forceinline__ float half_byte_of(unsigned word, int n) {
   return __uint_as_float((word >> 4 * n & 15u) | 0x4b000000u) - (8388608.0f + 8.0f);
 }
 
+// One number of a matrix in any format: for looking up, not for multiplying.
+__device__ __forceinline__ float value_at(const Matrix& m, int format, long long row, int column) {
+  if (format == F32 || format == BF16) return number(m.values, format, row * m.I + column);
+  int groups = (m.I + 31) / 32;
+  long long tile = row / 16, r = row % 16;
+  float scale = widened(m.scales[(tile * groups + column / 32) * 16 + r]);
+  const unsigned* words = static_cast<const unsigned*>(m.values);
+  if (format == INT8) return scale * byte_of(words[(tile * groups * 8 + column / 4) * 16 + r], column % 4);
+  return scale * half_byte_of(words[(tile * groups * 4 + column / 8) * 16 + r], column % 4 * 2 + column % 8 / 4);
+}
+
 // The 16 rows of a tile times T tokens: this warp's share of the columns, in `part[warp]`.
 template <int FORMAT, int TOKENS>
 __device__ __forceinline__ void dot_tile(const Matrix& m, int tile, const float* x, int T, float (*part)[TOKENS]) {

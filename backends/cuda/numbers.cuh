@@ -3,6 +3,8 @@
 enum Format { F32, BF16, INT8, INT4 };  // as `arrays.FORMATS`; of a cache, a weight or a vector
 constexpr float LOWEST = -3.0e38f;      // below every score; minus infinity less itself would be NaN
 
+__device__ __forceinline__ float infinite() { return __uint_as_float(0x7f800000u); }
+
 __device__ __forceinline__ float widened(float x) { return x; }
 __device__ __forceinline__ float widened(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float low_half(unsigned pair) { return __uint_as_float(pair << 16); }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import empty, format_of, plain, threads_for
+from backends.cuda.arrays import empty, format_of, launch, plain, threads_for
 
 
 def rms_norm(backend, x_TD, weight_D, *, eps):
@@ -13,5 +13,5 @@ def rms_norm(backend, x_TD, weight_D, *, eps):
     out_TD = empty(backend, x_TD.shape)
     if out_TD.size:
         arguments = x_TD, weight_D, format_of(weight_D), out_TD, np.int32(D), np.float32(eps)
-        backend.launch("rms_norm_kernel", T, threads_for(D), arguments)
+        launch(backend, "rms_norm_kernel", T, threads_for(D), arguments)
     return out_TD

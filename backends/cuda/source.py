@@ -1,8 +1,8 @@
 """The text of the kernels: files joined, `#line` before each, so that a compiler's message names the right one.
 
-Nothing is `#include`d but NVIDIA's cuda_bf16.h: CuPy keeps compiled kernels by the text that it was given, and would run
-yesterday's machine code after a change in an included file. The same text goes to NVRTC for a GPU and, in the tests, to
-g++ for this processor.
+Nothing is `#include`d but NVIDIA's cuda_bf16.h: CuPy keeps compiled kernels by the text that it was given, and would
+run yesterday's machine code after a change in an included file. The same text goes to NVRTC for a GPU and, in the
+tests, to g++ for this processor.
 """
 
 from __future__ import annotations
