@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import backends
+from backends.cuda import Cuda
+from tests.cuda_host import host
 from tests.cuda_host.fake_cupy import FakeCupy
 
 # The same examples in every run: a failure can be repeated, and a pass means the same tomorrow.
@@ -23,11 +25,13 @@ settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 # Each backend in turn: one suite binds them all to the definitions. Training is for those of the processor.
 #
 # cpu-generic        as on an older processor
-# cupy-definitions   the definitions themselves on CuPy arrays, or on what stands in for them
+# cupy-definitions   the definitions themselves on what stands in for CuPy's arrays
+# cuda-host          with the CUDA kernels, built for this processor
 BACKENDS = {
     **{name: partial(backends.get, name) for name in backends.NAMES},
     "cpu-generic": partial(backends.get, "cpu", features=()),
     "cupy-definitions": lambda: backends.Backend(FakeCupy()),
+    "cuda-host": lambda: Cuda(FakeCupy()),
 }
 TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
 
@@ -40,6 +44,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def backend(request):
+    if request.param == "cuda-host" and (why := host.missing()):
+        pytest.skip(why)
     return BACKENDS[request.param]()
 
 
