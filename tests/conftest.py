@@ -38,8 +38,9 @@ TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        training = metafunc.definition.get_closest_marker("training")
-        metafunc.parametrize("backend", TRAIN if training else list(BACKENDS), indirect=True, scope="session")
+        marked = metafunc.definition.get_closest_marker
+        names = TRAIN if marked("training") else [name for name in BACKENDS if name != "cuda-host" or not marked("many")]
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

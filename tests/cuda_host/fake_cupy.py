@@ -1,7 +1,7 @@
 """A stand-in for CuPy without a GPU: what CuPy would refuse, or spoil without a word, is refused here with a reason.
 
-    xp = FakeCupy()                 has what `import cupy` has, as far as this project uses it
-    backends.cuda.Cuda(xp)          the whole backend runs on it: kernels through `host.py`, graphs through `fake_graph.py`
+    xp = FakeCupy()            has what `import cupy` has, as far as this project uses it
+    backends.cuda.Cuda(xp)     the whole backend runs on it: kernels through `host.py`, graphs through `fake_graph.py`
 
 Arrays lie in NumPy's memory, but NumPy cannot get at them: a NumPy array beside one of these in an operation is an
 error, as with CuPy. Stricter than CuPy, because there each of these would be a wrong number or a slow program:
@@ -25,7 +25,8 @@ from tests.cuda_host.fake_graph import Capture, CaptureError, Cuda, Owner
 UFUNCS = """abs add cos divide exp greater isfinite isnan less log logical_and logical_not maximum minimum multiply
 negative power rint sin sqrt subtract tanh""".split()
 FUNCTIONS = {
-    "amax": {"axis", "keepdims"}, "arange": {"dtype"}, "argmax": {"axis"}, "argsort": {"axis", "kind"}, "array": {"dtype"},
+    "amax": {"axis", "keepdims"}, "arange": {"dtype"}, "argmax": {"axis"}, "argsort": {"axis", "kind"},
+    "array": {"dtype"},
     "asarray": {"dtype"}, "ascontiguousarray": set(), "clip": set(), "concatenate": {"axis"}, "copyto": {"where"},
     "count_nonzero": set(), "cumsum": {"axis"}, "empty": {"dtype"}, "empty_like": {"dtype", "shape"},
     "flatnonzero": set(), "full": {"dtype"}, "full_like": {"dtype", "shape"}, "matmul": {"out"},
@@ -35,7 +36,8 @@ FUNCTIONS = {
     "zeros_like": {"dtype", "shape"},
 }  # fmt: skip
 METHODS = {
-    "all": {"axis"}, "any": {"axis"}, "argmax": {"axis"}, "argsort": {"axis", "kind"}, "astype": {"copy"}, "copy": set(),
+    "all": {"axis"}, "any": {"axis"}, "argmax": {"axis"}, "argsort": {"axis", "kind"}, "astype": {"copy"},
+    "copy": set(),
     "fill": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "min": {"axis", "keepdims"},
     "ravel": set(), "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The stand-in for CuPy: it refuses what CuPy refuses, and what CuPy would do wrong; and offers nothing that CuPy lacks."""
+"""The stand-in for CuPy refuses what CuPy refuses, and what CuPy would do wrong; it offers nothing that CuPy lacks."""
 
 import importlib.util
 import inspect
@@ -185,7 +185,7 @@ def test_a_capture_does_nothing_and_each_replay_does_it_once(xp, stream):
         y = x + 1
         x[...] = y
 
-    graph, pool = captured(xp, stream, step)
+    graph, _pool = captured(xp, stream, step)
     assert x.get().tolist() == [0, 0, 0]
     for _ in range(3):
         graph.launch()
@@ -194,7 +194,7 @@ def test_a_capture_does_nothing_and_each_replay_does_it_once(xp, stream):
 
 def test_kernels_are_captured_too(xp, stream, double):
     x = xp.asarray(np.float32([1, 2, 3]))
-    graph, pool = captured(xp, stream, lambda: double((1,), (32,), (x, x, np.int32(3), np.float32(1))))
+    graph, _pool = captured(xp, stream, lambda: double((1,), (32,), (x, x, np.int32(3), np.float32(1))))
     assert x.get().tolist() == [1, 2, 3]
     graph.launch()
     graph.launch()
@@ -221,21 +221,17 @@ def test_a_graphs_pool_is_nobody_elses(xp, stream):
 
 
 def test_a_replay_on_memory_that_is_gone_is_refused(xp, stream):
-    x, out = xp.zeros(3, np.float32), xp.zeros(3, np.float32)
-
-    def step():
-        out[...] = x + 1
-
-    graph, pool = captured(xp, stream, step)
+    arrays = {"x": xp.zeros(3, np.float32), "out": xp.zeros(3, np.float32)}
+    graph, _pool = captured(xp, stream, lambda: arrays["out"].__setitem__(slice(3), arrays["x"] + 1))
     graph.launch()
-    del x, step
+    del arrays["x"]
     with pytest.raises(RuntimeError, match="given back"):
         graph.launch()
 
 
 def test_results_of_a_capture_are_garbage_until_it_is_replayed(xp, stream):
     x, kept = xp.zeros(3, np.float32), []
-    graph, pool = captured(xp, stream, lambda: kept.append(x + 1))
+    graph, _pool = captured(xp, stream, lambda: kept.append(x + 1))
     assert np.isnan(kept[0].get()).all()
     graph.launch()
     assert kept[0].get().tolist() == [1, 1, 1]

@@ -151,6 +151,7 @@ def chunk_config(chunk=TABLE, **changes):
     return dense_config(**{**fields, "dual_chunk_attention_config": chunk, **changes})
 
 
+@pytest.mark.many
 @given(st.lists(st.integers(1, 36), max_size=6), st.integers(0, 9), CHUNK)
 def test_any_cut_of_the_prompt_gives_the_same_logits(backend, cuts, seed, chunk):
     config = chunk_config(chunk, num_hidden_layers=2)
