@@ -122,7 +122,7 @@ class KVCache:
         for layer, window in enumerate(self.windows):
             old_2GSK, slots = self.layers[layer], slots_for(window, capacity, longest)
             if old_2GSK is None or old_2GSK.shape[2] < slots:
-                new_2GNK = room(self.backend, (pair, G, slots, K), self.format)
+                new_2GNK = room(self.backend.at(layer), (pair, G, slots, K), self.format)
                 first = 0 if window is None else self._held
                 if self._length > first:
                     move(old_2GSK, new_2GNK, first, self._length)

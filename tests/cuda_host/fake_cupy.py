@@ -208,6 +208,9 @@ class FakeCupy:
     def asnumpy(self, array) -> np.ndarray:
         return array.get() if isinstance(array, ndarray) else np.asarray(array)
 
+    def get_default_memory_pool(self):
+        return self.cuda.common_pool
+
     def RawModule(self, *, code, options=()):
         from tests.cuda_host.fake_kernels import Module
 
