@@ -18,11 +18,15 @@ settings.register_profile("long", max_examples=400, **ALWAYS)
 settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 
 
-@pytest.fixture(scope="session", params=[*backends.NAMES, "cpu-generic"])
+@pytest.fixture(scope="session", params=[*backends.NAMES, "cpu-generic", "cuda-host"])
 def backend(request):
     """Each backend in turn, the cpu also as on an older processor: one suite binds them all to the definitions."""
     if request.param == "cpu-generic":
         return backends.get("cpu", features=())
+    if request.param == "cuda-host":
+        from tests.cuda_host.on_numpy import OnNumPy
+
+        return OnNumPy()
     return backends.get(request.param)
 
 
