@@ -39,9 +39,7 @@ TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         marked = metafunc.definition.get_closest_marker
-        names = (
-            TRAIN if marked("training") else [name for name in BACKENDS if name != "cuda-host" or not marked("many")]
-        )
+        names = TRAIN if marked("training") else [n for n in BACKENDS if n != "cuda-host" or not marked("many")]
         metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 

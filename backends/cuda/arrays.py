@@ -54,7 +54,7 @@ def rows_at_once(weight_OI) -> int:
 
 def address(view) -> np.uint64:
     """Where a view begins, for a kernel that is told its strides besides: a launch refuses arrays with gaps."""
-    return np.uint64(view.data.ptr if hasattr(view.data, "ptr") else view.ctypes.data)
+    return np.uint64(view.ctypes.data if isinstance(view, np.ndarray) else view.data.ptr)
 
 
 def threads_for(items: int, most: int = 1024) -> int:

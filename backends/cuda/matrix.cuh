@@ -48,7 +48,8 @@ __device__ __forceinline__ void dot_row(const W* row, const float* x, int I, int
         if (t < T) sum[t] += widened(row[i]) * x[(long long)t * I + i];
   }
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) sum[t] = warp_sum(sum[t]);
+  for (int t = 0; t < TOKENS; t++)
+    if (t < T) sum[t] = warp_sum(sum[t]);
 }
 
 // A byte as a float, less 128; a half byte, less 8: 8388608 is 2^23, whose last bits count whole numbers.
@@ -111,6 +112,7 @@ __device__ __forceinline__ void dot_tile(const Matrix& m, int tile, const float*
   for (int i = 0; i < 4; i++)
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
+      if (t >= T) break;
       for (int mask = 4; mask < 32; mask *= 2) sum[i][t] += __shfl_xor_sync(0xffffffffu, sum[i][t], mask);
       if (lane < 4) part[r + i][t] = sum[i][t];
     }

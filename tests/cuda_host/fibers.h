@@ -1,7 +1,7 @@
 // The fast engine: a block is an OS thread, and its CUDA threads are fibers on it, switched at barriers and shuffles.
 //
-// So `thread_local` means just what `__shared__` means. Blocks run one after another, each on a fresh OS thread, and all
-// its shared memory starts as NaN: a kernel that reads what nobody wrote cannot come out right by luck.
+// So `thread_local` means just what `__shared__` means. Blocks run one after another, and all shared memory is NaN when
+// one begins: a kernel that reads what nobody wrote cannot come out right by luck.
 // Fibers run in the order that is asked for; a kernel that is right gives the same bits in every one.
 #pragma once
 #define __shared__ thread_local /* in a function, that is static, too */
@@ -48,8 +48,8 @@ inline void prepare(Context& c, char* stack, size_t size, void (*entry)()) {
 #endif
 
 enum Waiting { NO, FOR_WARP, FOR_BLOCK };
-struct Fiber { Context context; uint3 index; Waiting waiting; bool done; };
-struct Block { std::vector<Fiber> fibers; std::vector<uint64_t> offered; Context scheduler; int now; const std::function<void()>* body; };
+struct Fiber { Context context; uint3 index; Waiting waiting; bool done; uint64_t offered[2]; int exchanges; };
+struct Block { std::vector<Fiber> fibers; Context scheduler; int now; const std::function<void()>* body; };
 inline thread_local Block* block = nullptr;
 inline thread_local dim3 grid_dim, block_dim;
 inline thread_local uint3 block_index;
@@ -66,19 +66,19 @@ inline void entry() {
 }
 
 // 0 ascending, 1 descending, else a seed: random, and anew in every round
-inline std::vector<int> in_order(int n, unsigned order, std::mt19937& random) {
-  std::vector<int> numbers(n);
+inline const std::vector<int>& in_order(int n, unsigned order, std::mt19937& random, std::vector<int>& numbers) {
+  numbers.resize(n);
   for (int i = 0; i < n; i++) numbers[i] = order == 1 ? n - 1 - i : i;
   if (order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
   return numbers;
 }
 
 enum Outcome { FINE, NOBODY_CAN_GO_ON, LEFT_BEFORE_A_BARRIER };
-const size_t STACK = 64 << 10;
+const size_t STACK = (64 << 10) + 17 * 64;  // not a power of two: all stacks' ends would fight for one place in the cache
 
 inline Outcome run_block(const std::function<void()>& body, char* stacks, unsigned order) {
   int n = count(block_dim), left = n;
-  Block mine{std::vector<Fiber>(n), std::vector<uint64_t>(n), {}, 0, &body};
+  Block mine{std::vector<Fiber>(n), {}, 0, &body};
   block = &mine;
   for (int i = 0; i < n; i++) {
     mine.fibers[i].index = unflatten(i, block_dim);
@@ -92,9 +92,10 @@ inline Outcome run_block(const std::function<void()>& body, char* stacks, unsign
     for (int i = first; i < last; i++) mine.fibers[i].waiting = NO;
     return alive > 0;
   };
+  std::vector<int> turns;
   while (left) {
     bool ran = false, released = false;
-    for (int i : in_order(n, order, random)) {
+    for (int i : in_order(n, order, random, turns)) {
       Fiber& fiber = mine.fibers[i];
       if (fiber.done || fiber.waiting != NO) continue;
       mine.now = i;
@@ -112,18 +113,25 @@ inline Outcome run_block(const std::function<void()>& body, char* stacks, unsign
   return FINE;
 }
 
-// All of this library's thread_local memory, so all shared memory, becomes NaN; a fresh thread calls this first.
-inline void poison() {
-  dl_iterate_phdr([](dl_phdr_info* info, size_t, void* here) {
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-      char* first = static_cast<char*>(info->dlpi_tls_data);
-      size_t size = info->dlpi_phdr[i].p_memsz;
-      if (info->dlpi_phdr[i].p_type != PT_TLS || !first || here < first || here >= first + size) continue;
-      std::memset(first, 0xFF, size);
-      return 1;
-    }
-    return 0;
-  }, smem);
+// All of this library's thread_local memory, so all shared memory, becomes NaN before a block begins.
+struct Memory { char *first, *last; };
+inline int find_ours(dl_phdr_info* info, size_t, void* found) {
+  char *first = static_cast<char*>(info->dlpi_tls_data), *here = reinterpret_cast<char*>(smem);
+  for (int i = 0; i < info->dlpi_phnum; i++) {
+    char* last = first + info->dlpi_phdr[i].p_memsz;
+    if (info->dlpi_phdr[i].p_type != PT_TLS || !first || here < first || here >= last) continue;
+    *static_cast<Memory*>(found) = {first, last};
+    return 1;
+  }
+  return 0;
+}
+inline void poison(size_t shared_bytes) {
+  Memory ours{};
+  dl_iterate_phdr(find_ours, &ours);
+  char *smem_first = reinterpret_cast<char*>(smem), *smem_last = smem_first + sizeof smem;
+  std::memset(ours.first, 0xFF, smem_first - ours.first);
+  std::memset(smem_first, 0xFF, min(sizeof smem, shared_bytes + 1024));
+  std::memset(smem_last, 0xFF, ours.last - smem_last);
 }
 
 inline int launch(const std::function<void()>& body, dim3 grid, dim3 threads, size_t shared_bytes, unsigned order) {
@@ -132,25 +140,25 @@ inline int launch(const std::function<void()>& body, dim3 grid, dim3 threads, si
   static std::vector<char> stacks;
   stacks.resize(max(stacks.size(), count(threads) * STACK));
   Outcome outcome = FINE;
-  std::mt19937 random(order);
-  for (int i : in_order(count(grid), order, random)) {
-    std::thread([&] {
-      poison();
+  std::thread([&] {
+    std::mt19937 random(order);
+    std::vector<int> turns;
+    for (int i : in_order(count(grid), order, random, turns)) {
+      poison(shared_bytes);
       grid_dim = grid, block_dim = threads, block_index = unflatten(i, grid);
       if (Outcome how = run_block(body, stacks.data(), order)) outcome = how;
-    }).join();
-  }
+    }
+  }).join();
   return outcome;
 }
 
 inline int lane() { return block->now & 31; }
 template <class T> T exchange(T value, int source) {
   static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
-  int me = block->now;
-  std::memcpy(&block->offered[me], &value, sizeof value);
+  int me = block->now, turn = block->fibers[me].exchanges++ % 2;  // two places: one may still be read when the next is offered
+  std::memcpy(&block->fibers[me].offered[turn], &value, sizeof value);
   wait(FOR_WARP);
-  std::memcpy(&value, &block->offered[(me & ~31) | (source & 31)], sizeof value);
-  wait(FOR_WARP);
+  std::memcpy(&value, &block->fibers[(me & ~31) | (source & 31)].offered[turn], sizeof value);
   return value;
 }
 }  // namespace host
