@@ -211,6 +211,13 @@ class FakeCupy:
     def get_default_memory_pool(self):
         return self.cuda.common_pool
 
+    def product(self, x_TI, weight_OI, out_TO) -> None:
+        """What cublasGemmEx does for `backends/cuda/cublas.py`."""
+        for array in (x_TI, weight_OI, out_TO):
+            if not array.flags.c_contiguous or array.dtype != (np.float32 if array is out_TO else BFLOAT16):
+                raise TypeError("the product wants bfloat16, and float32 for the result, each in one piece")
+        out_TO[...] = self.matmul(x_TI.astype(np.float32), weight_OI.astype(np.float32).T)
+
     def RawModule(self, *, code, options=()):
         from tests.cuda_host.fake_kernels import Module
 
