@@ -22,6 +22,7 @@ from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
+from tinyqwen.recorded import Recorded
 from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import Step, make_step
 from tinyqwen.weights import Node, names_of
@@ -74,6 +75,10 @@ class Running:
         """The answer so far."""
         return self.ids[self.prompt_length :]
 
+    def throw(self, place: int) -> float:
+        """The dice for the token at that place of the text, in [0, 1)."""
+        return np.random.default_rng((self.seed, place)).random()
+
     def append(self, token: int) -> None:
         """Take a token, and note whether it is the last."""
         self.ids.append(token)
@@ -119,22 +124,28 @@ def generate(
     (2, 'length', 4)
     """
     vocabulary = vocabulary or config.vocab_size
-    while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
-        before_step()
-        for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
-            sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
-        taken = share(running, chunk)
-        unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
-        lengths = [len(sequence.ids) for sequence, _ in taken]
-        step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
-        logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
-        rows = iter(logits_NV)
-        for (sequence, _), more in zip(taken, unfinished):
-            token = None
-            if not more:
-                token = choose(backend, sequence, next(rows)[:vocabulary])
-                sequence.append(token)
-            yield Event(sequence, token)
+    with Recorded(backend, config, weights, vocabulary) as recorded:
+        while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
+            before_step()
+            for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
+                sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
+            if (tokens := recorded.tokens(running)) is not None:
+                for sequence, token in zip(running, tokens):
+                    sequence.append(token)
+                    yield Event(sequence, token)
+                continue
+            taken = share(running, chunk)
+            unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
+            lengths = [len(sequence.ids) for sequence, _ in taken]
+            step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
+            logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
+            rows = iter(logits_NV)
+            for (sequence, _), more in zip(taken, unfinished):
+                token = None
+                if not more:
+                    token = choose(backend, sequence, next(rows)[:vocabulary])
+                    sequence.append(token)
+                yield Event(sequence, token)
 
 
 def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]:
@@ -153,7 +164,7 @@ def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]
 
 def choose(backend: Backend, sequence: Running, logits_V) -> int:
     seen_N = backend.xp.asarray(sorted(set(sequence.ids)))
-    uniform = np.random.default_rng((sequence.seed, len(sequence.ids))).random()
+    uniform = sequence.throw(len(sequence.ids))
     return int(sample(backend, logits_V, seen_N, sampling=sequence.sampling, uniform=uniform))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from backends.cuda import source
+from backends.cuda.graph import Recording, record
 from backends.interface import Backend, Operation
 
 LOCAL = threading.local()  # .stream: the backend's stream that this thread's launches go to
@@ -39,6 +40,7 @@ class Cuda(Backend):
 
     xp          the array module
     compiling   called with a kernel's file before it is compiled, which happens once on a machine
+    kept        small tables that bodies want to find again, by a key of their own
     """
 
     name = "cuda"
@@ -48,6 +50,7 @@ class Cuda(Backend):
         super().__init__(xp, bodies())
         self.compiling = compiling
         self.stream = xp.cuda.Stream(non_blocking=True)
+        self.kept: dict = {}
         self._kernels: dict = {}
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
@@ -93,11 +96,31 @@ class Cuda(Backend):
         self._kernels[name, *constants.items()] = kernel
         return kernel
 
+    def counters(self, count: int):
+        """At least so many uint32 zeros, for blocks that count each other; whoever uses them leaves zeros behind.
+
+        One array for all, as launches follow each other. When it grows, graphs go on with the one they know.
+        """
+        known = self.kept.setdefault("counters", [])
+        if not known or known[-1].size < count:
+            known.append(self.xp.zeros(max(count, COUNTERS), np.uint32))
+        return known[-1]
+
+    def free_bytes(self) -> int:
+        """Memory of the device that can still be taken."""
+        return self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes()
+
+    def record(self, function: Callable[[], Any]) -> Recording:
+        """The launches of a function as one graph, see `graph.py`."""
+        self.enter()
+        return record(self, function)
+
     def __repr__(self):
         return "<backend cuda: float32>"
 
 
 OPTIONS = ("--std=c++17",)
+COUNTERS = 4096
 STATIC_LIMIT = 48 << 10  # beyond this, a kernel must be allowed its shared memory by name
 
 

@@ -26,7 +26,9 @@ class Resources(NamedTuple):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """NVRTC, from NVIDIA's wheels or a toolkit; None without."""
-    wheels = sorted(Path(sysconfig.get_paths()["purelib"], "nvidia").glob("*/lib/libnvrtc.so.*"), key=lambda p: len(p.name))
+    wheels = sorted(
+        Path(sysconfig.get_paths()["purelib"], "nvidia").glob("*/lib/libnvrtc.so.*"), key=lambda p: len(p.name)
+    )
     for place in [*map(str, wheels), "libnvrtc.so.13", "libnvrtc.so.12"]:
         try:
             return ctypes.CDLL(place)
