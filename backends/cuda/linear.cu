@@ -6,13 +6,14 @@
 
 template <int FORMAT, int TOKENS>
 __device__ __forceinline__ void linear_rows(const Matrix& m, const float* x_TI, const void* bias_O, int bias_format,
-                                            const float* add_TO, float* out_TO, int T, Sums<TOKENS>& sums) {
+                                            const float* add_TO, float* out_TO, int T, Sums<TOKENS> (&sums)[1]) {
   int first = blockIdx.x * rows_at_once(FORMAT);
-  multiply_rows<FORMAT, TOKENS>(m, first, x_TI, T, sums);
+  multiply_rows<FORMAT, TOKENS, 1>({m}, {first}, x_TI, T, sums);
+  __syncthreads();
   for (int n = threadIdx.x; n < rows_at_once(FORMAT) * T; n += THREADS) {
     int r = n % rows_at_once(FORMAT), t = n / rows_at_once(FORMAT), o = first + r;
     if (o >= m.O) continue;
-    float y = sum_of<FORMAT>(sums, r, t);
+    float y = sum_of<FORMAT>(sums[0], r, t);
     if (bias_O) y += number(bias_O, bias_format, o);
     if (add_TO) y += add_TO[(long long)t * m.O + o];
     out_TO[(long long)t * m.O + o] = y;
@@ -22,7 +23,7 @@ __device__ __forceinline__ void linear_rows(const Matrix& m, const float* x_TI, 
 template <int TOKENS>
 __device__ __forceinline__ void linear(const float* x_TI, int format, const Matrix& m, const void* bias_O, int bias_format,
                                        const float* add_TO, float* out_TO, int T) {
-  __shared__ Sums<TOKENS> sums;
+  __shared__ Sums<TOKENS> sums[1];
   int first = blockIdx.y * TOKENS;
   x_TI += (long long)first * m.I, out_TO += (long long)first * m.O, T = min(T - first, TOKENS);
   if (add_TO) add_TO += (long long)first * m.O;

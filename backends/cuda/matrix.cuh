@@ -9,6 +9,9 @@
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
 
+template <int FORMAT> struct Plain { using type = float; };
+template <> struct Plain<BF16> { using type = bf16; };
+
 struct Matrix {  // O x I
   const void* values;
   const bf16* scales;
@@ -22,34 +25,47 @@ template <int TOKENS> struct Sums {  // in shared memory: of 16 rows at most, an
   float part[WARPS][16][TOKENS];
 };
 
-// row . x for each of T <= TOKENS tokens, which lie `I` apart; every lane gets them
-template <int TOKENS, class W>
-__device__ __forceinline__ void dot_row(const W* row, const float* x, int I, int T, float (&sum)[TOKENS]) {
+// ROWS rows, each times T <= TOKENS tokens, which lie `I` apart; every lane gets the sums
+template <int ROWS, int TOKENS, class W>
+__device__ __forceinline__ void dot_rows(const W* const (&row)[ROWS], const float* x, int I, int T, float (&sum)[ROWS][TOKENS]) {
   int lane = threadIdx.x % 32;
+  bool whole = I % 8 == 0 && on_16_bytes(x);
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) sum[t] = 0;
-  if (I % 8 == 0 && on_16_bytes(row) && on_16_bytes(x)) {
+  for (int n = 0; n < ROWS; n++) {
+    whole &= on_16_bytes(row[n]);
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) sum[n][t] = 0;
+  }
+  if (whole) {
 #pragma unroll 4
     for (int i = 8 * lane; i < I; i += 256) {
-      float w[8];
-      load8(row + i, w);
+      float w[ROWS][8];
+#pragma unroll
+      for (int n = 0; n < ROWS; n++) load8(row[n] + i, w[n]);
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
         if (t >= T) break;
         const float4* four = reinterpret_cast<const float4*>(x + (long long)t * I + i);
         float4 a = four[0], b = four[1];
-        sum[t] += w[0] * a.x + w[1] * a.y + w[2] * a.z + w[3] * a.w + w[4] * b.x + w[5] * b.y + w[6] * b.z + w[7] * b.w;
+#pragma unroll
+        for (int n = 0; n < ROWS; n++)
+          sum[n][t] += w[n][0] * a.x + w[n][1] * a.y + w[n][2] * a.z + w[n][3] * a.w + w[n][4] * b.x + w[n][5] * b.y +
+                       w[n][6] * b.z + w[n][7] * b.w;
       }
     }
   } else {
     for (int i = lane; i < I; i += 32)
 #pragma unroll
       for (int t = 0; t < TOKENS; t++)
-        if (t < T) sum[t] += widened(row[i]) * x[(long long)t * I + i];
+#pragma unroll
+        for (int n = 0; n < ROWS; n++)
+          if (t < T) sum[n][t] += widened(row[n][i]) * x[(long long)t * I + i];
   }
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++)
-    if (t < T) sum[t] = warp_sum(sum[t]);
+  for (int n = 0; n < ROWS; n++)
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+      if (t < T) sum[n][t] = warp_sum(sum[n][t]);
 }
 
 // A byte as a float, less 128; a half byte, less 8: 8388608 is 2^23, whose last bits count whole numbers.
@@ -118,22 +134,28 @@ __device__ __forceinline__ void dot_tile(const Matrix& m, int tile, const float*
     }
 }
 
-// Rows first .. first + rows_at_once - 1 times T <= TOKENS tokens; afterwards every thread may read them by `sum_of`.
-template <int FORMAT, int TOKENS>
-__device__ __forceinline__ void multiply_rows(const Matrix& m, int first, const float* x, int T, Sums<TOKENS>& sums) {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = first + warp;
-  __syncthreads();  // sums may still be read from the time before
+// Of each of N matrices (of one format, with I columns) the rows first .. first + rows_at_once - 1, times T <= TOKENS
+// tokens. After a barrier every thread may ask for them by `sum_of`. Several at once have more loads on their way.
+template <int FORMAT, int TOKENS, int N>
+__device__ __forceinline__ void multiply_rows(const Matrix (&m)[N], const int (&first)[N], const float* x, int T, Sums<TOKENS> (&sums)[N]) {
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if constexpr (FORMAT == INT8 || FORMAT == INT4) {
-    dot_tile<FORMAT, TOKENS>(m, first / 16, x, T, sums.part[warp]);
-  } else if (row < m.O) {
-    float sum[TOKENS];
-    if constexpr (FORMAT == BF16) dot_row(static_cast<const bf16*>(m.values) + (long long)row * m.I, x, m.I, T, sum);
-    else dot_row(static_cast<const float*>(m.values) + (long long)row * m.I, x, m.I, T, sum);
-    if (lane == 0)
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) sums.part[0][warp][t] = sum[t];
+    for (int n = 0; n < N; n++) dot_tile<FORMAT, TOKENS>(m[n], first[n] / 16, x, T, sums[n].part[warp]);
+  } else {
+    using W = typename Plain<FORMAT>::type;
+    if (first[0] + warp >= m[0].O) return;  // all N end together
+    const W* row[N];
+    float sum[N][TOKENS];
+#pragma unroll
+    for (int n = 0; n < N; n++) row[n] = static_cast<const W*>(m[n].values) + (long long)(first[n] + warp) * m[n].I;
+    dot_rows(row, x, m[0].I, T, sum);
+    if (lane) return;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) sums[n].part[0][warp][t] = sum[n][t];
   }
-  __syncthreads();
 }
 
 template <int FORMAT, int TOKENS> __device__ __forceinline__ float sum_of(const Sums<TOKENS>& sums, int r, int t) {
