@@ -130,9 +130,9 @@ def generate(
             for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
                 sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
             if (tokens := recorded.tokens(running)) is not None:
-                for sequence, token in zip(running, tokens):
-                    sequence.append(token)
-                    yield Event(sequence, token)
+                for sequence, chosen in zip(running, tokens):
+                    sequence.append(chosen)
+                    yield Event(sequence, chosen)
                 continue
             taken = share(running, chunk)
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
