@@ -128,6 +128,10 @@ class Backend:
         """An uninitialised array in this backend's memory; caches live in these."""
         return self.xp.empty(shape, dtype or self.dtype)
 
+    def at(self, layer: int) -> Backend:
+        """Who runs that layer of a model, and keeps its cache: this one, unless a model is shared out (split.py)."""
+        return self
+
 
 class Wrapper(Backend):
     """A backend around another one. Override `run`, do something, and pass on with `super().run`.
@@ -155,6 +159,9 @@ class Wrapper(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype=None):
         return self.inner.empty(shape, dtype)
+
+    def at(self, layer: int) -> Backend:
+        return self.inner.at(layer)
 
 
 def shape_only(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import backends
+from backends.cuda import Cuda
+from tests.cuda_host import host
+from tests.cuda_host.fake_cupy import FakeCupy
 
 # The same examples in every run: a failure can be repeated, and a pass means the same tomorrow.
 # TINYQWEN_TEST_PROFILE=long searches twenty times as many.
@@ -18,12 +22,35 @@ settings.register_profile("long", max_examples=400, **ALWAYS)
 settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 
 
-@pytest.fixture(scope="session", params=[*backends.NAMES, "cpu-generic"])
+# Each backend in turn: one suite binds them all to the definitions. Training is for those of the processor.
+#
+# cpu-generic        as on an older processor
+# cupy-definitions   the definitions themselves on what stands in for CuPy's arrays
+# cuda-host          with the CUDA kernels, built for this processor
+# cuda-device        on a GPU, where there is one
+BACKENDS = {
+    **{name: partial(backends.get, name) for name in backends.NAMES},
+    "cpu-generic": partial(backends.get, "cpu", features=()),
+    "cupy-definitions": lambda: backends.Backend(FakeCupy()),
+    "cuda-host": lambda: Cuda(FakeCupy()),
+}
+if backends.choose()[0] == "cuda":
+    BACKENDS["cuda-device"] = partial(backends.get, "cuda")
+TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker
+        names = TRAIN if marked("training") else [n for n in BACKENDS if n != "cuda-host" or not marked("many")]
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def backend(request):
-    """Each backend in turn, the cpu also as on an older processor: one suite binds them all to the definitions."""
-    if request.param == "cpu-generic":
-        return backends.get("cpu", features=())
-    return backends.get(request.param)
+    if request.param == "cuda-host" and (why := host.missing()):
+        pytest.skip(why)
+    return BACKENDS[request.param]()
 
 
 @pytest.fixture(scope="session")

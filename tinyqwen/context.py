@@ -110,6 +110,7 @@ def check_memory(
     tables: str = "int8",
     kernels: bool = True,
     flag: str = "--context",
+    room: int | None = None,
 ) -> None:
     """DoesNotFitError if a session of that context needs more memory than there is.
 
@@ -117,8 +118,9 @@ def check_memory(
     kv               of the cache
     kernels          whether attention has a fast body; its definition stores its scores
     flag             what a person may say a smaller context with
+    room             how many bytes there are; default: what this machine has
     """
-    room = available_bytes()
+    room = available_bytes() if room is None else room
     if room is None:
         return
 

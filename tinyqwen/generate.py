@@ -23,6 +23,7 @@ from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
+from tinyqwen.recorded import Recorded
 from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import Step, make_step
 from tinyqwen.weights import Node, names_of
@@ -78,6 +79,10 @@ class Running:
         """The answer so far."""
         return self.ids[self.prompt_length :]
 
+    def throw(self, place: int) -> float:
+        """The dice for the token at that place of the text, in [0, 1)."""
+        return np.random.default_rng((self.seed, place)).random()
+
     def append(self, token: int) -> None:
         """Take a token, and note whether it is the last."""
         self.ids.append(token)
@@ -103,13 +108,13 @@ def generate(
     sequences: Sequence[Running],
     *,
     vocabulary: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     before_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Event]:
     """Continue all sequences together until each has a finish_reason. Setting one from outside stops it, too.
 
     vocabulary    ids from here on have no text (padding rows of the tables) and are never chosen
-    chunk         tokens a step that prompts may take together
+    chunk         tokens a step that prompts may take together; default: what the backend likes
     before_step   called before each step, to look whether the files are still whole
 
     Errors: ModelFilesError names layer and tensor when numbers stop being finite.
@@ -122,26 +127,32 @@ def generate(
     >>> len(running.new_ids), running.finish_reason, running.cache.length        # the last token was never fed back
     (2, 'length', 4)
     """
-    vocabulary = vocabulary or config.vocab_size
-    while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
-        before_step()
-        for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
-            sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
-        taken = share(running, chunk)
-        unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
-        lengths = [len(sequence.ids) for sequence, _ in taken]
-        step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
-        logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
-        rows = iter(logits_NV)
-        for (sequence, _), more in zip(taken, unfinished):
-            token = None
-            if not more:
-                logits_V = next(rows)
-                token = choose(backend, sequence, logits_V[:vocabulary])
-                if sequence.log_p is not None:
-                    sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
-                sequence.append(token)
-            yield Event(sequence, token)
+    vocabulary, chunk = vocabulary or config.vocab_size, chunk or getattr(backend, "chunk", CHUNK)
+    with Recorded(backend, config, weights, vocabulary) as recorded:
+        while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
+            before_step()
+            for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
+                sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
+            if (tokens := recorded.tokens(running)) is not None:
+                for sequence, chosen in zip(running, tokens):
+                    sequence.append(chosen)
+                    yield Event(sequence, chosen)
+                continue
+            taken = share(running, chunk)
+            unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
+            lengths = [len(sequence.ids) for sequence, _ in taken]
+            step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
+            logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
+            rows = iter(logits_NV)
+            for (sequence, _), more in zip(taken, unfinished):
+                token = None
+                if not more:
+                    logits_V = next(rows)
+                    token = choose(backend, sequence, logits_V[:vocabulary])
+                    if sequence.log_p is not None:
+                        sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
+                    sequence.append(token)
+                yield Event(sequence, token)
 
 
 def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]:
@@ -160,7 +171,7 @@ def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]
 
 def choose(backend: Backend, sequence: Running, logits_V) -> int:
     seen_N = backend.xp.asarray(sorted(set(sequence.ids)))
-    uniform = np.random.default_rng((sequence.seed, len(sequence.ids))).random()
+    uniform = sequence.throw(len(sequence.ids))
     return int(sample(backend, logits_V, seen_N, sampling=sequence.sampling, uniform=uniform))
 
 

@@ -122,7 +122,7 @@ class KVCache:
         for layer, window in enumerate(self.windows):
             old_2GSK, slots = self.layers[layer], slots_for(window, capacity, longest)
             if old_2GSK is None or old_2GSK.shape[2] < slots:
-                new_2GNK = room(self.backend, (pair, G, slots, K), self.format)
+                new_2GNK = room(self.backend.at(layer), (pair, G, slots, K), self.format)
                 first = 0 if window is None else self._held
                 if self._length > first:
                     move(old_2GSK, new_2GNK, first, self._length)
@@ -206,7 +206,7 @@ class Scaled:
 def rounded(x_GSK):
     """Vectors as (values, scales). One with NaN or infinity in it gets the scale NaN, and is read as NaN."""
     largest_GS1 = abs(x_GSK).max(axis=-1, keepdims=True)
-    steps_GS1 = np.divide(127, largest_GS1, out=np.zeros_like(largest_GS1), where=largest_GS1 > 1e-36)  # else: all 0
+    steps_GS1 = 127 / np.where(largest_GS1 > 1e-36, largest_GS1, np.inf)  # of next to nothing: 0
     sound_GS1 = largest_GS1 < np.inf
     values_GSK = np.rint(np.where(sound_GS1, x_GSK, 0) * steps_GS1).astype(np.int8)
     return values_GSK, np.where(sound_GS1, largest_GS1 * np.float32(1 / 127), np.nan).astype(np.float32)[..., 0]

@@ -54,13 +54,13 @@ def keep_freed() -> bool:
     return bool(mallopt(most, 0) and mallopt(trim, largest))
 
 
-def require(needed: int, what: str, hint: str) -> None:
-    """DoesNotFitError with the numbers, if that many bytes are more than there are.
+def require(needed: int, what: str, hint: str, available: int | None = None) -> None:
+    """DoesNotFitError with the numbers, if that many bytes are more than there are: on a device, or on this machine.
 
     >>> require(2**60, "the world", "take a smaller one")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     tinyqwen.errors.DoesNotFitError: the world needs 1152921504.6 GB, but ... GB are available; take a smaller one
     """
-    available = available_bytes()
+    available = available_bytes() if available is None else available
     if available is not None and needed > available:
         raise DoesNotFitError(f"{what} needs {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB are available; {hint}")

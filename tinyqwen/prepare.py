@@ -16,8 +16,9 @@ import numpy as np
 
 from backends.interface import Backend
 from backends.quantised import Quantised, quantise
+from tinyqwen.checkpoint.upload import upload
 from tinyqwen.config import FULL, Config, DualChunk
-from tinyqwen.generate import CHUNK
+from tinyqwen.generate import CHUNK, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sampling import Sampling, sample
@@ -39,6 +40,8 @@ def prepare(
     make_cache   as the real model's caches are made
     compiling    called with a kernel's name before it is compiled; never, once all are on disk
     """
+    if backend.name == "cuda":
+        prepare_device(backend.at(0), config, weights, sampling, make_cache, compiling)
     if backend.name != "cpu":
         return
     from backends.cpu.compiling import announced
@@ -54,6 +57,16 @@ def prepare(
         for parts in (chunk, chunk, chunk, [([0] * 3, cache)], one, [*one, ([0], other)]):
             logits_NV = forward(backend, tiny, tiny_weights, make_step(parts, all_logits=True))
         sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
+
+
+def prepare_device(backend: Any, config: Config, weights: Node, sampling: Sampling, make_cache, compiling) -> None:
+    """The same on a device: a prompt, and some tokens, recorded and replayed."""
+    tiny, real = small(config), {kind(path): array for path, array in walk(weights)}
+    zeros = fill(tiny, lambda name, shape: zeros_like(real[kind(name.removeprefix("model."))], shape))
+    backend.compiling = compiling or backend.compiling
+    running = Running([0] * CHUNK, make_cache(backend, tiny), sampling, context=2 * CHUNK, max_new_tokens=3)
+    for _ in generate(backend, tiny, upload(backend, tree(zeros)), [running]):
+        pass
 
 
 def small(config: Config) -> Config:
@@ -87,6 +100,13 @@ def kind(path: str) -> str:
     'layers.N.mlp.experts.N.up_proj.weight'
     """
     return re.sub(r"\d+", "N", path)
+
+
+def zeros_like(real: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros in the format of a real tensor, on the host."""
+    if isinstance(real, Quantised):
+        return quantise(np.zeros(shape, np.float32), real.bits)
+    return np.zeros(shape, real.dtype)
 
 
 def like(real: Any, shape: tuple[int, ...]) -> Any:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from backends.split import Split
 from tinyqwen.chat_template import Message, encode_chats, read_template
 from tinyqwen.checkpoint import Checkpoint, open_checkpoint
+from tinyqwen.checkpoint.upload import bytes_to_move, upload
 from tinyqwen.config import Config, DualChunk
 from tinyqwen.config_json import read_config
 from tinyqwen.context import check_context, check_memory, check_prompt, stretched
 from tinyqwen.errors import ModelFilesError, UsageError
-from tinyqwen.formats import weight_bytes
+from tinyqwen.formats import QUANTISED, shape_weights, weight_bytes
 from tinyqwen.generate import CHUNK, Event, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
@@ -100,7 +102,8 @@ class Runtime:
         needed = self.cache().bytes_at(len(ids) + (max_new_tokens or 0), CHUNK)
         if needed > 2**28:
             hint = "shorten the prompt" + (", or take --kv-dtype int8" if self.kv_format != "int8" else "")
-            require(needed, f"the KV cache of {len(ids)} tokens in {self.kv_format}", hint)
+            what = f"the KV cache of {len(ids)} tokens in {self.kv_format}"
+            require(needed, what, hint, free_bytes(self.backend))
         return Running(
             list(ids),
             self.cache() if cache is None else cache,
@@ -147,13 +150,14 @@ def load(
     context: int | None = None,
     yarn: float | None = None,
     dca: DualChunk | None = None,
+    gpu_layers: int | None = None,
     ignore_config: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
     compiling: Callable[[str], None] | None = None,
 ) -> Runtime:
     """Load the model in a Hugging Face folder.
 
-    backend         a name of `backends.NAMES`
+    backend         a name that `backends.get` knows
     threads         of the cpu backend; default: the cores that this process may use
     dtype           the weights' format: f32, bf16, int8, int4; auto: as stored, but on numpy, which has no kernels for
                     other types, f32. tables, keep, mapped: as of `open_checkpoint`; definitions take mapped files
@@ -161,6 +165,7 @@ def load(
     context         at most so many tokens, prompt and answer together; default: all that the model can look at
     yarn            run the model at so many times its trained context, whatever config.json says of it
     dca             run the model with Dual Chunk Attention, in chunks of that kind
+    gpu_layers      how many layers, from the first, the GPU runs; the others run on the cpu backend. Default: all
     ignore_config   keys of config.json to accept although their effect is unknown
     progress        called with bytes done and bytes in all while weights are read
     compiling       called with the name of each kernel before it is compiled, which happens once on a machine
@@ -169,9 +174,12 @@ def load(
     """
     folder = Path(folder)
     try:
-        computes = backends.get(backend, threads=threads)
+        computes = backends.get(backend, threads=threads if gpu_layers is None else None)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    device, backend = computes.name == "cuda", computes.name
+    if gpu_layers is not None:
+        computes = split(computes, gpu_layers, threads)
     if (folder / "config.json").is_file():  # small files first: what is wrong there should not cost a long read
         config = stretched(read_config(folder / "config.json", ignore_config), yarn, dca)
         check_room(config, dtype, backend, tables)
@@ -182,14 +190,21 @@ def load(
             check_memory(
                 config, context or config.context, format=format, tables=tables or "int8",
                 kv=cache_format(kv_dtype, computes, format), kernels="attention" in computes.bodies,
+                room=free_bytes(computes) if gpu_layers is None else None,
             )  # fmt: skip
+        if device:
+            check_device(computes, config, loaded_format(config, dtype, backend), tables, gpu_layers)
     with ThreadPoolExecutor(1) as beside:  # 0.5 s for the tokenizer, in which the weights are read
         tokenizer_to_be = beside.submit(Tokenizer, folder)
         checkpoint = open_checkpoint(
             folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
-            mapped=mapped if computes.bodies else True, progress=progress,
+            mapped=mapped if computes.bodies and not device else True, progress=progress,
         )  # fmt: skip
         tokenizer = tokenizer_to_be.result()
+    if device:
+        stays = stays_here(gpu_layers)
+        weights = upload(computes.at(0), checkpoint.weights, stays, progress)
+        checkpoint = replace(checkpoint, weights=weights, maps=checkpoint.maps if gpu_layers is not None else ())
     checkpoint = replace(checkpoint, config=stretched(checkpoint.config, yarn, dca))
     if tokenizer.size > checkpoint.config.vocab_size:
         raise ModelFilesError(
@@ -250,3 +265,47 @@ def check_room(config: Config, dtype: str, backend: str, tables: str | None) -> 
     parameters = count_parameters(config)["total"]
     hint = "take a smaller model" if format == "int4" else "take a smaller model, or --dtype int4"
     require(weight_bytes(config, format, tables or "int8"), f"{parameters / 1e9:.1f} B parameters in {format}", hint)
+
+
+# ---- devices ----
+
+
+def split(device: Any, layers: int, threads: int | None) -> backends.Backend:
+    """That device for the first layers, the cpu backend for the rest."""
+    if device.name != "cuda":
+        raise UsageError(f"--gpu-layers needs a GPU, and this is the {device.name} backend")
+    if layers < 1:
+        raise UsageError(f"--gpu-layers must be at least 1, is {layers}; --backend cpu uses no GPU")
+    return Split(device, backends.get("cpu", threads=threads), layers)
+
+
+def stays_here(gpu_layers: int | None) -> Callable[[str], bool]:
+    """Whether a tensor of that path belongs to a layer that the device does not run.
+
+    >>> stays = stays_here(2)
+    >>> stays("layers.1.mlp.up_proj.weight"), stays("layers.2.mlp.up_proj.weight"), stays("norm.weight")
+    (False, True, False)
+    """
+    if gpu_layers is None:
+        return lambda path: False
+    return lambda path: path.startswith("layers.") and int(path.split(".")[1]) >= gpu_layers
+
+
+def free_bytes(backend: Any) -> int | None:
+    """Memory that is left where a backend's arrays lie; None: this machine's, which `memory.py` knows."""
+    while isinstance(backend, backends.Wrapper):
+        backend = backend.inner
+    return backend.free_bytes() if hasattr(backend, "free_bytes") else None
+
+
+def check_device(backend: Any, config: Config, format: str, tables: str | None, gpu_layers: int | None) -> None:
+    """DoesNotFitError before anything is copied, with how many layers would fit, if the weights do not."""
+    shapes, room = shape_weights(config, format, tables or "int8"), int(0.95 * (free_bytes(backend) or 0))
+    needed = bytes_to_move(shapes, stays_here(gpu_layers))
+    if needed <= room:
+        return
+    layers = config.num_hidden_layers
+    fit = max((n for n in range(1, layers) if bytes_to_move(shapes, stays_here(n)) <= room), default=0)
+    hints = [f"--gpu-layers {fit} leaves {layers - fit} of {layers} layers to the processor"] if fit else []
+    hints += ["--dtype int4 takes a quarter of bf16"] if format not in QUANTISED else []
+    require(needed, f"what of the model goes to the GPU in {format}", ", or ".join(hints) or "take --backend cpu", room)

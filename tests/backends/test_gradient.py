@@ -21,6 +21,8 @@ from tinyqwen.model import forward
 from tinyqwen.step import make_step
 from tinyqwen.weights import random_weights, tree
 
+pytestmark = pytest.mark.training
+
 
 def numbers(seed, *shape):
     return normal(seed, *shape).astype(np.float64)

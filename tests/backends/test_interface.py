@@ -112,15 +112,15 @@ def test_every_operation_is_some_models(backend):
 def test_wrappers_stack_in_either_order(backend):
     """Both see the same operations, nested ones included, whichever stands outside; and nothing else changes."""
     config = CONFIGS["moe"]
-    plain_NV = run_both_phases(backend, config)
+    plain_NV = host(run_both_phases(backend, config))
 
     inner = Counting(backend)
     outer = Recording(inner)
-    np.testing.assert_array_equal(run_both_phases(outer, config), plain_NV)
+    np.testing.assert_array_equal(host(run_both_phases(outer, config)), plain_NV)
 
     other_inner = Recording(backend)
     other_outer = Counting(other_inner)
-    np.testing.assert_array_equal(run_both_phases(other_outer, config), plain_NV)
+    np.testing.assert_array_equal(host(run_both_phases(other_outer, config)), plain_NV)
 
     assert inner.count == other_outer.count == len(outer.seen) == len(other_inner.seen) > 100
     assert [name for name, _ in outer.seen] == [name for name, _ in other_inner.seen]
@@ -269,7 +269,7 @@ def test_every_cost_foretells_shape_and_type_of_the_result(backend):
         run_both_phases(checking, config)
         run_in_steps(checking, config)
         logits_NV = logits_of(checking, config, small_weights(config, backend), tokens(config, 7))  # without a cache
-        cross_entropy.log_probability(checking, logits_NV, np.arange(7))  # as training does
+        cross_entropy.log_probability(checking, backend.xp.asarray(logits_NV), np.arange(7))  # as training does
         checked |= checking.checked
     inside = INSIDE if backend.bodies else set()
     assert checked | inside == {name for name, each in OPERATIONS.items() if each.cost_of}

@@ -15,7 +15,7 @@ from tinyqwen.train.balance import Balanced
 from tinyqwen.train.losses import cross_entropy
 from tinyqwen.weights import tree
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.training]
 
 # Both are float32 and sum in their own order, there and back: measured 1e-5 (a left out term is 1e-2 up).
 NOISE = 1e-4

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import normal
 from tinyqwen.train.optimisers.adamw import adamw, clip, start
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.training]
 
 
 @pytest.mark.parametrize("settings", [{}, {"betas": (0.8, 0.999), "eps": 1e-5}], ids=["usual", "unusual"])

@@ -189,6 +189,8 @@ def test_a_checkpoint_of_the_real_0_5B_shape_loads_and_agrees(backend, tmp_path)
     ids = tokens(config, 8)
     theirs = transformers_outputs(transformers_folder(tmp_path), ids)
     weights, cache = open_checkpoint(tmp_path).weights, KVCache(backend, config)
+    if backend.xp is not np:
+        pytest.skip("weights that are read where they lie: not on a device")
     logits_of(backend, config, weights, ids[:-2], cache)
     decoded = [host(forward(backend, config, weights, make_step([([token], cache)]))) for token in ids[-2:]]
     # 24 layers of sums of 896 and 4864 terms, in each side's own order

@@ -16,6 +16,8 @@ from tinyqwen.model import forward
 from tinyqwen.step import make_step
 from tinyqwen.weights import random_weights, tree
 
+pytestmark = pytest.mark.training
+
 # Attention in parts (long contexts) has no gradients yet, and says so: it is no way to train.
 WHOLE = {name: each for name, each in CONFIGS.items() if not getattr(each, "dual_chunk_attention_config", None)}
 ALL = {**WHOLE, "moe-tied": moe_config(tie_word_embeddings=True)}

@@ -60,7 +60,7 @@ def test_int8_is_off_by_half_a_step_at_most(seed, size):
 def test_what_is_not_a_number_is_seen(backend, format, strange):
     k_TGK, v_TGK = normal(0, 3, 2, 10), normal(1, 3, 2, 10)
     k_TGK[1, 0, 4] = strange
-    _, ((k_GSK,), (v_GSK,)) = written(backend, format, k_TGK, v_TGK)
+    _, ((k_GSK,), (v_GSK,)) = written(backend, format, backend.xp.asarray(k_TGK), backend.xp.asarray(v_TGK))
     k_GSK, v_GSK = host(k_GSK.astype(np.float32)), host(v_GSK.astype(np.float32))
     assert not np.isfinite(k_GSK[0, 1, 4]) and np.isfinite(k_GSK[0, [0, 2]]).all() and np.isfinite(k_GSK[1]).all()
     assert np.isfinite(v_GSK).all()
@@ -133,6 +133,7 @@ def test_a_bf16_cache_loses_less_than_bf16_weights():
     assert np.abs(by_cache_NV - exact_NV).mean() < np.abs(by_weights_NV - exact_NV).mean()
 
 
+@pytest.mark.many
 def test_a_bf16_cache_keeps_the_published_story(backend, data):
     """All 256 tokens of it, with float32 weights. (int8 tells another one from token 119 on.)"""
     config, tensors = stories_tensors(data)

@@ -33,6 +33,7 @@ NOISE = 2e-5
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
+@pytest.mark.many
 @every_config
 @given(st.lists(st.integers(1, 13), max_size=4), st.integers(0, 9))
 def test_any_cut_of_the_prompt_gives_the_same_logits(backend, config, cuts, seed):
@@ -146,6 +147,7 @@ class Stumbling(Wrapper):
         return super().run(operation, arrays, settings, door)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("config", [window_config(), moe_config()], ids=["window", "moe"])
 def test_a_step_that_fails_anywhere_has_not_happened(backend, config):
     """Whichever operation is interrupted, no cache has moved on, and the step can be repeated."""
@@ -170,6 +172,7 @@ def test_a_step_that_fails_anywhere_has_not_happened(backend, config):
     assert [cache.length for cache in caches] == [6, 3]
 
 
+@pytest.mark.many
 def test_the_cache_grows_without_losing_anything(backend):
     """From 250 to 600 tokens it doubles twice; one that was large from the start says the same."""
     config = window_config(num_hidden_layers=2, layer_types=("full_attention", "sliding_attention"))
@@ -274,6 +277,7 @@ def test_logits_are_computed_for_the_rows_asked_for_only(backend):
 def test_a_tied_head_is_the_embedding_table(backend):
     config = dense_config(tie_word_embeddings=True)
     tensors = random_weights(config, scale=0.3)
+    tensors = {name: backend.xp.asarray(tensor) for name, tensor in tensors.items()}
     untied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
     ids = tokens(config, 5)
     np.testing.assert_array_equal(

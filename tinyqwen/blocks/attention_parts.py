@@ -55,7 +55,9 @@ def softmax_part(backend, scores_GRTS):
     ([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]], [5.692999839782715, -inf])
     """
     xp = backend.xp
-    top_GRT1 = scores_GRTS.max(axis=-1, keepdims=True, initial=-xp.inf)
+    if scores_GRTS.shape[-1] == 0:  # no keys at all
+        return scores_GRTS, xp.full(scores_GRTS.shape[:-1], -xp.inf, scores_GRTS.dtype)
+    top_GRT1 = scores_GRTS.max(axis=-1, keepdims=True)
     top_GRT1 = xp.where(top_GRT1 == -xp.inf, 0, top_GRT1)  # nothing visible: all of exp(-inf - 0) is 0
     weights_GRTS = scores_GRTS - top_GRT1
     xp.exp(weights_GRTS, out=weights_GRTS)

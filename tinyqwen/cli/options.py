@@ -35,11 +35,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offline", action="store_true", help="use what is downloaded already, ask no network")
 
 
-def add_backend_arguments(parser, *others: str) -> None:
+def add_backend_arguments(parser, *others: str, default: str = "cpu") -> None:
     """Where to run, and with how many threads."""
     parser.add_argument(
-        "--backend", default="cpu", choices=[*backends.NAMES, *backends.ALIASES, *others],
-        help="numpy: the readable definitions themselves; cpu: compiled kernels (default)",
+        "--backend", default=default, choices=[*backends.NAMES, "numba", *others],
+        help="numpy: the readable definitions themselves; cpu: compiled kernels"
+        + ("; cuda: an NVIDIA GPU; auto: cuda where it can be used, else cpu" if "cuda" in others else "")
+        + f" (default: {default})",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads of the cpu backend (default: the cores it may use)"
@@ -87,7 +89,11 @@ def format_of(arguments: argparse.Namespace) -> dict:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that `load_named` asks: where to run, in what formats, how far to look."""
     group = parser.add_argument_group("running")
-    add_backend_arguments(group)
+    add_backend_arguments(group, "cuda", "cupy", "auto", default="auto")
+    group.add_argument(
+        "--gpu-layers", type=int, metavar="N",
+        help="the first N layers on the GPU, the others on the processor, for models that do not fit (default: all)",
+    )  # fmt: skip
     add_format_arguments(group)
     group.add_argument(
         "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS],
@@ -155,11 +161,12 @@ def load_model(arguments: argparse.Namespace) -> Runtime:
 
 def load_named(arguments: argparse.Namespace) -> Runtime:
     """The model that the flags name, with a progress bar when loading takes long."""
+    backend = chosen(arguments.backend, arguments.threads, arguments.quiet)
     folder = model_folder(arguments)
     with progress_bar("loading", quiet=arguments.quiet) as update, compiling_line(quiet=arguments.quiet) as compiling:
         return load(
             folder,
-            backend=arguments.backend,
+            backend=backend,
             threads=arguments.threads,
             **format_of(arguments),
             kv_dtype=arguments.kv_dtype,
@@ -167,9 +174,20 @@ def load_named(arguments: argparse.Namespace) -> Runtime:
             yarn=arguments.yarn,
             dca=arguments.dca,
             ignore_config=tuple(arguments.ignore_config),
+            gpu_layers=arguments.gpu_layers,
             progress=update,
             compiling=compiling,
         )
+
+
+def chosen(backend: str, threads: int | None, quiet: bool) -> str:
+    """What auto means here; whoever has a GPU that cannot be used is told why. Threads are wishes for the processor."""
+    if backend != "auto":
+        return backend
+    backend, why = ("cpu", None) if threads is not None else backends.choose()
+    if why and not quiet:
+        print(f"tinyqwen: on the processor, not the GPU: {why}", file=sys.stderr)
+    return backend
 
 
 def check_flags(arguments: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ class CapturedStep:
 
 def everything(step: Step | None, operation: str, result):
     """The whole result, unless it is a layer's: of that only the rows whose logits are wanted, for `lens`."""
-    return result[step.row_N] if operation == "decoder_layer" and step is not None else result
+    return result[step.row_N.tolist()] if operation == "decoder_layer" and step is not None else result
 
 
 class Capture(Places):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import Backend
-from tests.helpers import assert_close, call, dense_config, logits_of, normal, small_weights, tokens
+from tests.helpers import assert_close, call, dense_config, host, logits_of, normal, small_weights, tokens
 from tinyqwen.blocks.attention import attention
 from tinyqwen.blocks.dual_chunk import cut, dual_chunk_attention, dual_chunk_tables, sharpen, stretches, ways
 from tinyqwen.blocks.rope import rope, rope_tables
@@ -139,7 +139,7 @@ def test_a_text_of_one_chunk_is_plain_attention_bit_for_bit(backend, seed, T, pa
     )
     assert not others
     for table_TKh, plain_TKh in zip(own, rope_tables(backend, np.arange(total), head_dim=8, theta=1e4)):
-        np.testing.assert_array_equal(table_TKh, plain_TKh)
+        np.testing.assert_array_equal(host(table_TKh), host(plain_TKh))
 
 
 # ---- the whole model ----------------------------------------------------------------------------------------------
@@ -151,6 +151,7 @@ def chunk_config(chunk=TABLE, **changes):
     return dense_config(**{**fields, "dual_chunk_attention_config": chunk, **changes})
 
 
+@pytest.mark.many
 @given(st.lists(st.integers(1, 36), max_size=6), st.integers(0, 9), CHUNK)
 def test_any_cut_of_the_prompt_gives_the_same_logits(backend, cuts, seed, chunk):
     config = chunk_config(chunk, num_hidden_layers=2)
@@ -179,8 +180,8 @@ def test_sequences_of_all_lengths_in_one_step_equal_each_alone(backend):
             logits_of(backend, config, weights, ids[: pasts[seed]], cache)
         return ids[pasts[seed] :], cache
 
-    together = forward(backend, config, weights, make_step([part(n) for n in range(5)], all_logits=True))
-    alone = [forward(backend, config, weights, make_step([part(n)], all_logits=True)) for n in range(5)]
+    together = host(forward(backend, config, weights, make_step([part(n) for n in range(5)], all_logits=True)))
+    alone = [host(forward(backend, config, weights, make_step([part(n)], all_logits=True))) for n in range(5)]
     assert_close(together, np.concatenate(alone), NOISE)
 
 
@@ -212,7 +213,7 @@ def test_a_prompt_in_chunks_has_the_temperature_of_the_whole(backend):
         cache, parts = KVCache(backend, hot), []
         for start, stop in ((0, 5), (5, 12), (12, count)):
             step = make_step([(ids[start:stop], cache)], all_logits=True, lengths=[count])
-            parts.append(forward(backend, hot, weights, step))
+            parts.append(host(forward(backend, hot, weights, step)))
         assert_close(np.concatenate(parts), whole_NV, NOISE)
         off = np.abs(whole_NV - logits_of(backend, plain, weights, ids[:count])).max()
         assert (off > 0.01) == differs
@@ -223,9 +224,9 @@ def test_keys_keep_the_temperature_that_they_were_stored_with(backend):
     weights, ids = small_weights(hot, backend), tokens(hot, 9)
     cache = KVCache(backend, hot)
     logits_of(backend, hot, weights, ids[:6], cache)
-    before = cache.layers[0][:, :, :6].copy()
+    before = host(cache.layers[0][:, :, :6].copy())
     logits_of(backend, hot, weights, ids[6:], cache)
-    np.testing.assert_array_equal(cache.layers[0][:, :, :6], before)
+    np.testing.assert_array_equal(host(cache.layers[0][:, :, :6]), before)
 
 
 @pytest.mark.parametrize("all_at_once", [True, False])

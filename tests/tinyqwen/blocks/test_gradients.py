@@ -12,6 +12,8 @@ from tinyqwen.blocks import attention, cross_entropy, embedding, linear, moe, rm
 from tinyqwen.step import Span
 from tinyqwen.weights import Node
 
+pytestmark = pytest.mark.training
+
 SPANS = (Span(0, 4, None), Span(4, 5, None), Span(5, 11, None))  # three sequences, one of them a single token
 
 

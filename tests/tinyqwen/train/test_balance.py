@@ -15,6 +15,8 @@ from tinyqwen.step import make_step
 from tinyqwen.train.balance import Balanced
 from tinyqwen.weights import random_weights, tree
 
+pytestmark = pytest.mark.training
+
 SPARSE = moe_config(decoder_sparse_step=1, mlp_only_layers=(), num_hidden_layers=2)
 
 

@@ -15,6 +15,8 @@ from tinyqwen.train.optimisers.adamw import adam, adamw, clip, start
 from tinyqwen.train.optimisers.online_merging import largest, on_dare, on_ties, task_vector
 from tinyqwen.train.optimisers.schedules import cosine, wsd
 
+pytestmark = pytest.mark.training
+
 SHAPES = {"embed_tokens.weight": (37, 16), "norm.weight": (16,), "q_proj.bias": (5,), "down_proj.weight": (16, 33)}
 SEED = st.integers(0, 2**32 - 1)
 

@@ -14,6 +14,8 @@ from tinyqwen.train.optimisers.adamw import start
 from tinyqwen.train.pretrain import Pretraining, Settings
 from tinyqwen.weights import tensor_shapes
 
+pytestmark = pytest.mark.training
+
 PATTERN = [[3, 1, 4, 1, 5, 9, 2, 6] * 4, [2, 7, 1, 8, 2, 8] * 5]  # learnt by heart in some dozen steps
 
 

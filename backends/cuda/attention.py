@@ -1,0 +1,58 @@
+"""`attention` and its parts: one launch for each sequence, see attention.cu."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backends.cuda.arrays import address, empty, format_of, gpu, launch, plain
+from backends.cuda.update_cache import parts_of
+
+ROWS, THREADS = 8, 128  # as in attention.cu
+WIDEST = 256  # numbers of a head
+BUSY = 264  # blocks that keep a large GPU busy: two for each of 132 multiprocessors
+FEWEST_KEYS = 64  # of a split: with fewer, merging takes longer than reading
+
+
+def attention(backend, q_THK, keys, values, *, spans, window=None):
+    if q_THK.shape[2] > WIDEST:
+        return NotImplemented
+    q_THK, out_THK = plain(backend, q_THK), empty(backend, q_THK.shape)
+    for span, k_GSK, v_GSK in zip(spans, keys, values, strict=True):
+        past = k_GSK.shape[1] - (span.stop - span.start)
+        past_1, rows = getattr(span.cache, "past_1", None), slice(span.start, span.stop)
+        attend(backend, q_THK[rows], k_GSK, v_GSK, past, window, out_THK[rows], past_1=past_1)
+    return out_THK
+
+
+def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, past_1=None) -> None:
+    """One sequence's queries against a stretch of its keys, of which `past` lie before the first query's own place.
+
+    past_1   that number on the device, where a recorded step finds it; then keys beyond the last query's are not seen
+    """
+    (T, H, K), (G, S, _) = q_THK.shape, k_GSK.shape
+    k_GSK, v_GSK = readable(backend, k_GSK), readable(backend, v_GSK)
+    (k, k_scale), (v, v_scale) = parts_of(k_GSK), parts_of(v_GSK)
+    if k.strides != v.strides:
+        k, v = backend.xp.ascontiguousarray(k), backend.xp.ascontiguousarray(v)
+    row_blocks = -(-T * (H // G) // ROWS)
+    splits = max(1, min(S // FEWEST_KEYS, BUSY // (G * row_blocks)))
+    parts, finished = None, None
+    if splits > 1:
+        parts = empty(backend, (G * row_blocks * splits * ROWS * (K + 2),))
+        finished = gpu(backend).counters(G * row_blocks)
+    scales = (address(k_scale), address(v_scale)) if k_scale is not None else (None, None)
+    scale_stride = k_scale.strides[0] // 4 if k_scale is not None else 0
+    strides = k.strides[0] // k.itemsize, k.strides[1] // k.itemsize, scale_stride
+    sizes = T, H, G, K, S, 0 if past_1 is not None else past, window or 0
+    arguments = (
+        q_THK, format_of(k_GSK), address(k), address(v), *scales, out_THK, lse_TH, parts, finished, past_1,
+        *map(np.int32, sizes), *map(np.int64, strides),
+    )  # fmt: skip
+    launch(backend, "attention_kernel", (splits, row_blocks, G), THREADS, arguments)
+
+
+def readable(backend, kv_GSK):
+    """Keys or values whose last axis lies in one piece, as it does in every cache."""
+    if kv_GSK.dtype == np.int8 or kv_GSK.strides[2] == kv_GSK.itemsize:
+        return kv_GSK
+    return backend.xp.ascontiguousarray(kv_GSK)

@@ -1,0 +1,120 @@
+// sample() of tinyqwen/sampling.py as a whole, and nobody waits for it: penalty, temperature, top-k, top-p, min-p, a draw.
+//
+// Bytes that must move: the logits, 4 V (600 KB), twice; one block does it, so that takes some 10 us of a step.
+//
+// How the k likeliest are found without sorting 150,000: each thread takes a column of the logits and its largest. Among
+// these 1024 the k-th largest is a bar: whoever is among the k likeliest is not below it. The second look collects all
+// that reach the bar, a few more than k, and those are sorted. Of equals, the lower id comes first, as in the definition.
+
+constexpr int COLUMNS = 1024, MOST = 2048;  // candidates; if more than that tie, the likeliest is taken
+
+// A whole number in the order of the floats, as backends/cpu/by_likelihood.py has it: NaN is above all, -0 not below 0.
+__device__ __forceinline__ unsigned key_of(float x) {
+  if (x != x) return 0xffffffffu;
+  unsigned bits = __float_as_uint(x);
+  return x < 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float logit_of(unsigned key) {
+  return __uint_as_float(key & 0x80000000u ? (key == 0x80000000u ? 0u : key & 0x7fffffffu) : ~key);
+}
+
+// ascending, in shared memory; `size` is a power of two (Batcher's bitonic sort: what is compared depends on no data)
+__device__ __forceinline__ void sort(u64* item, int size) {
+  for (int run = 2; run <= size; run *= 2)
+    for (int step = run / 2; step; step /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < size; i += blockDim.x) {
+        int j = i ^ step;
+        if (j > i && (item[i] > item[j]) == ((i & run) == 0)) {
+          u64 other = item[i];
+          item[i] = item[j], item[j] = other;
+        }
+      }
+    }
+  __syncthreads();
+}
+
+__device__ __forceinline__ int power_of_two(int n) {
+  int size = 1;
+  while (size < n) size *= 2;
+  return size;
+}
+
+// What top-p and min-p leave of n candidates, ascending by likelihood: exp(logit - largest), or 0 for what they remove.
+__device__ __forceinline__ void narrow(const u64* candidate, float* mass, int n, float top_p, float min_p) {
+  float largest = logit_of(candidate[n - 1] >> 32), total = 0, below = 0, kept = 0;
+  for (int i = 0; i < n; i++) total += mass[i] = expf(logit_of(candidate[i] >> 32) - largest);
+  for (int i = 0; i < n && top_p < 1; i++) {
+    below += mass[i] / total;
+    if (below <= 1 - top_p && i < n - 1) mass[i] = 0;  // the likeliest always stays
+  }
+  for (int i = 0; i < n; i++) kept += mass[i];
+  for (int i = 0; i < n && min_p > 0; i++)
+    if (mass[i] / kept < min_p * (1 / kept)) mass[i] = 0;
+}
+
+// logits_V less what the penalty takes, divided by the temperature; ids may be given several times
+extern "C" __global__ __launch_bounds__(256) void temper_kernel(const float* logits_V, float* out_V, float temperature, int V) {
+  for (int v = blockIdx.x * blockDim.x + threadIdx.x; v < V; v += gridDim.x * blockDim.x) out_V[v] = logits_V[v] / temperature;
+}
+extern "C" __global__ __launch_bounds__(256) void penalise_kernel(
+    const float* logits_V, float* out_V, const long long* seen_N, int N, float penalty, float temperature) {
+  int n = blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= N) return;
+  float logit = logits_V[seen_N[n]];
+  out_V[seen_N[n]] = (logit < 0 ? logit * penalty : logit / penalty) / temperature;
+}
+
+extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
+    const float* logits_V, const double* uniform_1, long long* token_1, int V, int top_k, float top_p, float min_p) {
+  __shared__ u64 candidate[MOST];
+  __shared__ float mass[MOST];
+  __shared__ unsigned count;
+  u64 best = 0;  // of this thread's column, above the id turned round: of equals, the lower id wins
+  for (int v = threadIdx.x; v < V; v += COLUMNS) best = max(best, (u64)key_of(logits_V[v]) << 32 | ~(unsigned)v);
+  candidate[threadIdx.x] = best;
+  if (threadIdx.x == 0) count = 0;
+  sort(candidate, COLUMNS);
+  unsigned likeliest = ~(unsigned)candidate[COLUMNS - 1], bar = candidate[COLUMNS - top_k] >> 32;
+  __syncthreads();
+  if (threadIdx.x == 0) *token_1 = likeliest;
+  if (top_k == 1 && uniform_1 == nullptr) return;  // greedy
+
+  for (int v = threadIdx.x; v < V; v += COLUMNS) {
+    unsigned key = key_of(logits_V[v]);
+    if (key < bar) continue;
+    unsigned place = atomicAdd(&count, 1u);
+    if (place < MOST) candidate[place] = (u64)key << 32 | (unsigned)v;
+  }
+  __syncthreads();
+  int n = count;
+  if (n > MOST) return;
+  for (int i = n + threadIdx.x; i < MOST; i += COLUMNS) candidate[i] = ~0ull;
+  sort(candidate, power_of_two(n));  // by logit, of equals by id
+
+  int first = max(0, n - top_k);  // ... and all ties with the k-th
+  while (first > 0 && candidate[first - 1] >> 32 == candidate[first] >> 32) first--;
+  n -= first;
+  if (threadIdx.x == 0) narrow(candidate + first, mass, n, top_p, min_p);
+  __syncthreads();
+  u64 mine[MOST / COLUMNS];
+  for (int i = threadIdx.x, m = 0; i < MOST; i += COLUMNS, m++)
+    mine[m] = i < n && mass[i] > 0 ? (candidate[first + i] & 0xffffffffull) << 32 | __float_as_uint(mass[i]) : ~0ull;
+  __syncthreads();
+  for (int i = threadIdx.x, m = 0; i < MOST; i += COLUMNS, m++) candidate[i] = mine[m];
+  sort(candidate, power_of_two(n));  // by id; what was removed comes last
+  if (threadIdx.x) return;
+
+  float total = 0, sum = 0;
+  int last = 0;
+  for (int i = 0; i < n && candidate[i] != ~0ull; i++) total += __uint_as_float((unsigned)candidate[i]), last = i;
+  float all = 0;
+  for (int i = 0; i <= last; i++) all += __uint_as_float((unsigned)candidate[i]) / total;
+  float dice = (float)*uniform_1 * all;
+  int chosen = 0;
+  for (; chosen < last; chosen++) {
+    sum += __uint_as_float((unsigned)candidate[chosen]) / total;
+    if (sum > dice) break;
+  }
+  *token_1 = candidate[chosen] >> 32;
+}

@@ -1,0 +1,69 @@
+"""Kernels of the stand-in for CuPy: the same text, built for the host by `host.py`, called with CuPy's arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.cuda_host import host
+from tests.cuda_host.fake_cupy import FakeCupy, ndarray
+
+THREADS, SHARED, STATIC = 1024, 227 << 10, 48 << 10  # a block's limits; shared memory beyond STATIC must be allowed
+
+
+class Module:
+    """As cupy.RawModule."""
+
+    def __init__(self, device: FakeCupy, code: str, options: tuple):
+        if not all(option.startswith(("-", "--")) for option in options):
+            raise ValueError(f"no options: {options}")
+        self.device, self.library = device, host.Module(code)
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self.device, name, self.library.get_function(name))
+
+
+class Kernel:
+    """As cupy.RawKernel."""
+
+    def __init__(self, device: FakeCupy, name: str, function):
+        self.device, self.name, self.function = device, name, function
+        self.max_dynamic_shared_size_bytes = STATIC
+
+    def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
+        self.check(grid, block, args, shared_mem)
+        inside = tuple(arg.memory if isinstance(arg, ndarray) else arg for arg in args)
+
+        def launch():
+            self.function(grid, block, inside, shared_mem=shared_mem)
+
+        if capture := self.device.capture:
+            owners = [arg.owner for arg in args if isinstance(arg, ndarray)]
+            owners += [self.device.cuda.owner_of(int(arg)) for arg in args if type(arg) is np.uint64]
+            for owner in owners:
+                capture.before_writing(owner.memory)
+            capture.add(launch, owners)
+        launch()
+
+    def check(self, grid, block, args, shared_mem) -> None:
+        """Refuse what a GPU would refuse, and what it would do wrong."""
+        cuda = self.device.cuda
+        if cuda.current is None:
+            raise RuntimeError(f"{self.name}: launched in the default stream, beside everything else")
+        if not all(isinstance(size, int) and size > 0 for size in (*grid, *block)):
+            raise ValueError(f"{self.name}: a grid of {grid} blocks of {block} threads (CuPy would make a 0 a 1)")
+        if np.prod(block) > THREADS or (*grid, 1, 1)[1] > 65535 or (*grid, 1, 1)[2] > 65535:
+            raise ValueError(f"{self.name}: a grid of {grid} blocks of {block} threads is too large")
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, SHARED):
+            raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, which nobody has allowed")
+        for place, arg in enumerate(args):
+            if isinstance(arg, ndarray):
+                if not arg.memory.flags.c_contiguous:
+                    raise TypeError(
+                        f"{self.name}: argument {place}, of shape {arg.shape}, has gaps: kernels ignore strides"
+                    )
+            elif isinstance(arg, np.ndarray):
+                raise TypeError(f"{self.name}: argument {place} is a NumPy array")
+            elif arg is not None and not isinstance(arg, np.generic):
+                raise TypeError(
+                    f"{self.name}: argument {place} is a Python {type(arg).__name__}: say np.int32 or np.float32"
+                )
