@@ -56,7 +56,8 @@ def decoder_layer_for(features: frozenset[str]):
         layer_of_one_token(
             plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
             *matrices, plain(cos_1Kh), plain(sin_1Kh), write_as, read_as, scale_2GN, (kind,) * R,
-            (kind,) * (read_as.shape[3] // LANES), cache.length, H, config.intermediate_size, config.rms_norm_eps, out_TD,
+            (kind,) * (read_as.shape[3] // LANES), cache.length, H, config.intermediate_size, config.rms_norm_eps,
+            out_TD,
         )  # fmt: skip
         return out_TD
 

@@ -415,9 +415,9 @@ def shuffle(order: tuple[int, ...]):
 
 
 def interleave(half: int):
-    """An intrinsic: numbers of 16 bits of two vectors in turns. Of each run of 8 those from 4 * half on, see below.
+    """An intrinsic: 16-bit numbers of two vectors in turns, from each run of 8 the first four or (half = 1) the last.
 
-    x = a0 a1 a2 ..., y = b0 b1 b2 ...      half 0: a0 b0 a1 b1 a2 b2 a3 b3  a8 b8 ...      half 1: a4 b4 ... a7 b7  a12 ...
+    x = a0 a1 a2 ..., y = b0 b1 b2 ...        half 0: a0 b0 .. a3 b3  a8 b8 ...        half 1: a4 b4 .. a7 b7  a12 ...
 
     One instruction, because nothing leaves its quarter of the register.
     """

@@ -1,6 +1,6 @@
 """Weights move from their mapped file into large pages, while the model works already.
 
-A copy in pages of 2 MB decodes faster than the mapped file (`backends/large_pages.py`), but making it takes a second or so that
+A copy in pages of 2 MB decodes faster than the mapped file (`large_pages.py`), but making it takes a second or so that
 nobody should wait for. So a model starts on the mapped file, and a thread puts copies in its place, array by array: who
 asks the tree for a weight gets the one or the other, and both hold the same numbers. What has moved leaves the file's
 pages to the system at once, so memory holds the weights once, and a few MB twice.
@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from backends.quantised import Quantised
 from backends.large_pages import LargePages
+from backends.quantised import Quantised
 from tinyqwen.checkpoint.loading import MappedFile
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.memory import available_bytes
