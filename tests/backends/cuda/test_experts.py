@@ -28,9 +28,7 @@ def some_experts(seed, E, D, M, format):
         return SimpleNamespace(weight=FORMATS[format](normal(seed + n, *shape)))
 
     names = ("gate_proj", M, D), ("up_proj", M, D), ("down_proj", D, M)
-    return [
-        SimpleNamespace(**{name: place(3 * e + n, O, I) for n, (name, O, I) in enumerate(names)}) for e in range(E)
-    ]
+    return [SimpleNamespace(**{name: place(3 * e + n, O, I) for n, (name, O, I) in enumerate(names)}) for e in range(E)]
 
 
 @pytest.mark.parametrize("format", FORMATS)

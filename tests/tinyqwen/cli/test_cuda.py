@@ -92,5 +92,3 @@ def test_some_layers_on_the_processor_say_the_same(tinyqwen, folder, gpu):
 def test_gpu_layers_that_mean_nothing_are_refused(tinyqwen, folder, gpu, flags, said):
     code, out, err = tinyqwen("generate", "-m", folder, *flags, *GREEDY)
     assert (code, out) == (2, "") and said in err
-
-
