@@ -1,6 +1,6 @@
-"""Every kernel once, at odd sizes, for the sanitizers: `python -m tests.cuda_host.launches all`, or a kernel of bugs.cu.
+"""Every kernel once, at odd sizes, for the sanitizers: `python -m tests.cuda_host.launches all` (or one of bugs.cu).
 
-The sanitizer must be there before Python is, so this runs in a process of its own (test_sanitizers.py).
+The sanitizer must be there before Python is, so this runs in a process of its own (test_planted_bugs.py).
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ def keys(gpu) -> None:
         attention(gpu, normal(2, 3, 10), [k_GSK], [v_GSK], spans=(Span(0, 2, None),))
 
 
+def prompts(gpu) -> None:
+    cache = normal(1, 70, 64).astype(ml_dtypes.bfloat16)
+    attention(gpu, normal(33, 2, 64), [cache], [cache], spans=(Span(0, 33, None),))
+
+
 def layers(gpu) -> None:
     config = Config(16, 8, 1, 1, 8, head_dim=32)
     for format, kv in (("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "bf16")):
@@ -92,7 +97,7 @@ def bug(name: str) -> None:
 def main() -> None:
     if sys.argv[1] != "all":
         return bug(sys.argv[1])
-    for launches in (small, matrices, choices, tokens, keys, layers):
+    for launches in (small, matrices, choices, tokens, keys, prompts, layers):
         launches(OnNumPy())
     print(f"{len(source.KERNELS)} kernels, all fine")
 

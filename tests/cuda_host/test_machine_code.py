@@ -20,7 +20,7 @@ STATIC_LIMIT = 48 << 10  # bytes of shared memory that a block gets without bein
 # Registers, where they limit how many blocks run side by side; a change that needs more should be meant.
 MOST = {
     "linear_kernel": 64, "linear_tokens_kernel": 160, "norm_qkv_kernel": 72, "norm_gate_up_kernel": 72,
-    "attention_kernel": 232, "experts_gate_up_kernel": 72, "experts_down_kernel": 72,
+    "attention_kernel": 232, "attention_prompt_kernel": 255, "experts_gate_up_kernel": 72, "experts_down_kernel": 72,
 }  # fmt: skip
 
 

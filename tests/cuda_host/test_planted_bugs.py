@@ -1,4 +1,4 @@
-"""Mistakes that were made on purpose, each of which must be found: else the checks would pass whatever a kernel does."""
+"""Mistakes made on purpose, each of which must be found: else the checks would pass whatever a kernel does."""
 
 import os
 import re
