@@ -40,12 +40,7 @@ def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, pas
     if k.strides != v.strides:
         k, v = backend.xp.ascontiguousarray(k), backend.xp.ascontiguousarray(v)
     if past_1 is None and T * (H // G) >= PROMPT_ROWS and on_tensor_cores(k, v, K):
-        shared_bytes = 4 * PROMPT_ROWS * (K + PAD) * 2  # two tiles of keys and two of values
-        sizes, strides = (T, H, G, K, S, past, window or 0), (k.strides[0] // 2, k.strides[1] // 2)
-        pointers = q_THK, address(k), address(v), out_THK, lse_TH
-        arguments = *pointers, *map(np.int32, sizes), *map(np.int64, strides)
-        blocks = -(-T * (H // G) // PROMPT_ROWS), G
-        launch(backend, "attention_prompt_kernel", blocks, THREADS, arguments, shared_bytes)
+        attend_prompt(backend, q_THK, k, v, past, window, out_THK, lse_TH)
         return
     row_blocks = -(-T * (H // G) // ROWS)
     splits = max(1, min(S // FEWEST_KEYS, BUSY // (G * row_blocks)))
@@ -62,6 +57,17 @@ def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, pas
         *map(np.int32, sizes), *map(np.int64, strides),
     )  # fmt: skip
     launch(backend, "attention_kernel", (splits, row_blocks, G), THREADS, arguments)
+
+
+def attend_prompt(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH) -> None:
+    """The same for a prompt's rows, on the tensor cores."""
+    (T, H, K), (G, S, _) = q_THK.shape, k_GSK.shape
+    sizes, strides = (T, H, G, K, S, past, window or 0), (k_GSK.strides[0] // 2, k_GSK.strides[1] // 2)
+    arrays = q_THK, address(k_GSK), address(v_GSK), out_THK, lse_TH
+    arguments = *arrays, *map(np.int32, sizes), *map(np.int64, strides)
+    shared_bytes = 4 * PROMPT_ROWS * (K + PAD) * 2  # two tiles of keys and two of values
+    blocks = -(-T * (H // G) // PROMPT_ROWS), G
+    launch(backend, "attention_prompt_kernel", blocks, THREADS, arguments, shared_bytes)
 
 
 def on_tensor_cores(k, v, K) -> bool:

@@ -15,6 +15,7 @@ from tinyqwen.step import Span
 
 NUMPY = backends.get("numpy")
 SEED = st.integers(0, 2**32 - 1)
+WIDTHS = st.sampled_from([10, 64, 72, 130])  # K; 8, 16 or 32 lanes to a key, and one that is no multiple of 8
 WINDOW = st.none() | st.integers(1, 150)
 # bfloat16 keeps 8 bits: weights and queries are each off by 1/512 at most, and a score of 8 by that much more.
 ROUNDED = 0.02
