@@ -104,8 +104,8 @@ class Quantised:
 
     def astype(self, dtype, copy: bool = True) -> np.ndarray:
         """The whole matrix in a floating point type. Definitions use this, every time anew; kernels never do."""
-        out_OI = np.empty(self.shape, dtype)
-        tiles = max(1, PIECE // (ROWS * self.shape[1]))
+        out_OI = np.empty_like(self.values, shape=self.shape, dtype=dtype)  # where the values are, be that a device
+        tiles = max(1, PIECE // (ROWS * self.shape[1])) if isinstance(self.values, np.ndarray) else len(self.values)
         for first in range(0, len(self.values), tiles):
             values_NQB = self.values[first : first + tiles].swapaxes(1, 2).reshape(-1, self.values.shape[1], 4)
             scales_NG = self.scales[first : first + tiles].swapaxes(1, 2).reshape(-1, self.scales.shape[1])

@@ -104,13 +104,13 @@ def generate(
     sequences: Sequence[Running],
     *,
     vocabulary: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     before_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Event]:
     """Continue all sequences together until each has a finish_reason. Setting one from outside stops it, too.
 
     vocabulary    ids from here on have no text (padding rows of the tables) and are never chosen
-    chunk         tokens a step that prompts may take together
+    chunk         tokens a step that prompts may take together; default: what the backend likes
     before_step   called before each step, to look whether the files are still whole
 
     Errors: ModelFilesError names layer and tensor when numbers stop being finite.
@@ -123,16 +123,16 @@ def generate(
     >>> len(running.new_ids), running.finish_reason, running.cache.length        # the last token was never fed back
     (2, 'length', 4)
     """
-    vocabulary = vocabulary or config.vocab_size
+    vocabulary, chunk = vocabulary or config.vocab_size, chunk or getattr(backend, "chunk", CHUNK)
     with Recorded(backend, config, weights, vocabulary) as recorded:
         while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
             before_step()
             for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
                 sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
             if (tokens := recorded.tokens(running)) is not None:
-                for sequence, token in zip(running, tokens):
-                    sequence.append(token)
-                    yield Event(sequence, token)
+                for sequence, chosen in zip(running, tokens):
+                    sequence.append(chosen)
+                    yield Event(sequence, chosen)
                 continue
             taken = share(running, chunk)
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]

@@ -25,12 +25,13 @@ from backends.interface import Backend
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
-from tinyqwen.sampling import sample
+from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import Span, Step
 from tinyqwen.weights import Node
 
 # Without a body that reads positions on the device, the definition would record one position for ever.
 NEEDED = {"attention", "linear", "rms_norm", "rope", "rope_tables", "sample", "swiglu", "take_rows", "update_cache"}
+FEW = 256  # as in backends/cuda/sample.py
 NEEDED_BY_EXPERTS = {"experts", "route", "sigmoid_gate"}
 
 
@@ -39,6 +40,11 @@ def recordable(backend: Backend, config: Config) -> bool:
     needed = NEEDED | (NEEDED_BY_EXPERTS if config.num_experts else set())
     far = config.dual_chunk_attention_config or any(map(config.window, range(config.num_hidden_layers)))
     return hasattr(backend, "record") and needed <= set(backend.bodies) and not far
+
+
+def narrow(sampling: Sampling) -> bool:
+    """Whether the device chooses by itself: the likeliest, or among few. To sort 150,000, the host is asked."""
+    return not sampling.do_sample or 0 < sampling.top_k <= FEW
 
 
 class OnDevice:
@@ -72,7 +78,7 @@ class Recorded:
 
         The sequences' caches have grown by that id, and the caller appends the token.
         """
-        if not self.possible or any(len(sequence.pending) != 1 for sequence in sequences):
+        if not self.possible or not all(len(each.pending) == 1 and narrow(each.sampling) for each in sequences):
             return None
         standing, self.standing = self.standing, []  # if this is interrupted, begin anew
         if not self.goes_on(standing, sequences):
@@ -127,8 +133,8 @@ class Recorded:
         self.token_N, self.position_N, self.said_N = (xp.zeros(N, np.int64) for _ in range(3))
         self.rows_N = xp.arange(N)
         self.seen = [xp.zeros(capacity, np.int64) for capacity in self.capacities]
-        self.uniform_N, self.dice = xp.zeros(N, np.float32), any(each.sampling.do_sample for each in sequences)
-        self.slots = [(pinned(xp, N, np.float32), pinned(xp, N, np.int64)) for _ in range(3)]  # one more than fly
+        self.uniform_N, self.dice = xp.zeros(N, np.float64), any(each.sampling.do_sample for each in sequences)
+        self.slots = [(pinned(xp, N, np.float64), pinned(xp, N, np.int64)) for _ in range(3)]  # one more than fly
         self.upload()
         self.recording = self.backend.record(self.step)
         self.upload()  # for the first run of the step has happened

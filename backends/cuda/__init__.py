@@ -45,6 +45,7 @@ class Cuda(Backend):
 
     name = "cuda"
     dtypes = (np.float32,)
+    chunk = 2048  # tokens of a prompt that are worth a step: fewer do not fill the device
 
     def __init__(self, xp: Any, compiling: Callable[[str], None] = lambda name: None):
         super().__init__(xp, bodies())

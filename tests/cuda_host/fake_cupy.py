@@ -172,7 +172,7 @@ ndarray.__hash__ = object.__hash__
 class FakeCupy:
     """The module. Each instance is a device of its own.
 
-    allow_float64   let results be in float64
+    allow_float64   let results be in float64 that nobody asked for by name
     waits           how often the host has waited for the device
     """
 
@@ -195,7 +195,8 @@ class FakeCupy:
         def call(*arguments, **keywords):
             check_keywords(name, keywords, allowed)
             if name in ("array", "asarray") and not isinstance(arguments[0], ndarray):
-                return self.from_host(np.array(arguments[0], **keywords))
+                self.refuse_in_capture("copying from the host")
+                return self.own(np.array(*arguments, **keywords), asked(arguments, keywords))
             if name in WAIT:
                 self.wait(name)
             if name == "argsort" and keywords.get("kind") not in (None, "stable"):
@@ -210,6 +211,13 @@ class FakeCupy:
 
     def get_default_memory_pool(self):
         return self.cuda.common_pool
+
+    def product(self, x_TI, weight_OI, out_TO) -> None:
+        """What cublasGemmEx does for `backends/cuda/cublas.py`."""
+        for array in (x_TI, weight_OI, out_TO):
+            if not array.flags.c_contiguous or array.dtype != (np.float32 if array is out_TO else BFLOAT16):
+                raise TypeError("the product wants bfloat16, and float32 for the result, each in one piece")
+        out_TO[...] = self.matmul(x_TI.astype(np.float32), weight_OI.astype(np.float32).T)
 
     def RawModule(self, *, code, options=()):
         from tests.cuda_host.fake_kernels import Module
@@ -240,21 +248,17 @@ class FakeCupy:
         for operand in operands:
             if isinstance(out, np.ndarray) and out.dtype.kind != "O" and np.may_share_memory(out, operand.memory):
                 return ndarray(self, out, operand.owner)
-        array = self.own(np.asarray(out))
+        array = self.own(np.asarray(out), asked(inside, inside_keywords))
         if self.capture:
             action = lambda: np.copyto(array.memory, function(*inside, **inside_keywords))  # noqa: E731
             self.capture.add(action, owners([*operands, array]))
         return array
 
-    def own(self, memory: np.ndarray) -> ndarray:
+    def own(self, memory: np.ndarray, asked: bool = False) -> ndarray:
         """Fresh memory of the device."""
-        if memory.dtype == np.float64 and not self.allow_float64:
+        if memory.dtype == np.float64 and not self.allow_float64 and not asked:
             raise TypeError("an operation gave float64, which nothing here means to")
         return ndarray(self, memory, self.cuda.take(memory))
-
-    def from_host(self, values: np.ndarray) -> ndarray:
-        self.refuse_in_capture("copying from the host")
-        return self.own(values)
 
     def wait(self, why: str) -> None:
         """The host waits for the device."""
@@ -281,6 +285,12 @@ class FakeCupy:
 
 def owners(arrays) -> list[Owner]:
     return [array.owner for array in arrays]
+
+
+def asked(arguments, keywords) -> bool:
+    """Whether float64 is among what was asked for, or was there already."""
+    given = [x.dtype if isinstance(x, np.ndarray) else x for x in (*flat(arguments), *keywords.values())]
+    return any(x is np.float64 or (isinstance(x, np.dtype) and x == np.float64) for x in given)
 
 
 def flat(value):

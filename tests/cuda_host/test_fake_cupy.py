@@ -106,7 +106,9 @@ def test_float64_is_refused_unless_it_is_wanted(xp):
     x = xp.asarray(np.ones(3, np.float32))
     with pytest.raises(TypeError, match="float64"):
         x * np.float64(2)
-    assert FakeCupy(allow_float64=True).zeros(3).dtype == np.float64
+    with pytest.raises(TypeError, match="float64"):
+        xp.zeros(3)
+    assert FakeCupy(allow_float64=True).zeros(3).dtype == xp.zeros(3, np.float64).dtype == np.float64
 
 
 def test_what_cupy_lacks_is_refused(xp):

@@ -133,6 +133,7 @@ def test_a_bf16_cache_loses_less_than_bf16_weights():
     assert np.abs(by_cache_NV - exact_NV).mean() < np.abs(by_weights_NV - exact_NV).mean()
 
 
+@pytest.mark.many
 def test_a_bf16_cache_keeps_the_published_story(backend, data):
     """All 256 tokens of it, with float32 weights. (int8 tells another one from token 119 on.)"""
     config, tensors = stories_tensors(data)

@@ -54,6 +54,7 @@ def test_moving_to_a_larger_ring_keeps_every_position(slots, more, start, data):
 # ---- the same numbers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @given(WINDOW, CUTS, st.integers(0, 9))
 def test_any_cut_of_a_text_equals_attention_to_all_of_it_behind_a_mask(backend, window, cuts, seed):
     """Without a cache every key is there and the mask does it all; the ring goes round several times."""
@@ -188,6 +189,7 @@ def test_a_plan_knows_it():
 # ---- going back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @given(WINDOW, st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
 def test_the_way_back_ends_where_the_ring_does(backend, window, steps, data):
     """Either a length is refused, or going on from there is right."""

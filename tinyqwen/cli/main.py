@@ -23,6 +23,7 @@ VERBS = {
     "chat": "talk with a model",
     "convert": "write a model in another weight format, and what that costs",
     "diff": "where two ways of running a model part: noise or a bug?",
+    "doctor": "what this machine has, what the program uses of it, and what is missing",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
     "needle": "does a model find one fact in a long text? by length, depth and way to look far back",
