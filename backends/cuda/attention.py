@@ -1,15 +1,20 @@
-"""`attention` and its parts: one launch for each sequence, see attention.cu."""
+"""`attention` and its parts: one launch for each sequence.
+
+few tokens, or not bfloat16      attention.cu           bound by reading the cache
+a prompt, a bfloat16 cache       attention_prompt.cu    bound by arithmetic: tensor cores
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import address, empty, format_of, gpu, launch, plain
+from backends.cuda.arrays import BFLOAT16, address, empty, format_of, gpu, launch, plain
 from backends.cuda.update_cache import parts_of
 
 ROWS, THREADS = 8, 128  # as in attention.cu
 WIDEST = 256  # numbers of a head
 BUSY = 264  # blocks that keep a large GPU busy: two for each of 132 multiprocessors
+PROMPT_ROWS, PAD = 64, 8  # as in attention_prompt.cu: rows of a block, which is also keys of a tile
 FEWEST_KEYS = 64  # of a split: with fewer, merging takes longer than reading
 
 
@@ -34,6 +39,9 @@ def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, pas
     (k, k_scale), (v, v_scale) = parts_of(k_GSK), parts_of(v_GSK)
     if k.strides != v.strides:
         k, v = backend.xp.ascontiguousarray(k), backend.xp.ascontiguousarray(v)
+    if past_1 is None and T * (H // G) >= PROMPT_ROWS and on_tensor_cores(k, v, K):
+        attend_prompt(backend, q_THK, k, v, past, window, out_THK, lse_TH)
+        return
     row_blocks = -(-T * (H // G) // ROWS)
     splits = max(1, min(S // FEWEST_KEYS, BUSY // (G * row_blocks)))
     parts, finished = None, None
@@ -49,6 +57,23 @@ def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, pas
         *map(np.int32, sizes), *map(np.int64, strides),
     )  # fmt: skip
     launch(backend, "attention_kernel", (splits, row_blocks, G), THREADS, arguments)
+
+
+def attend_prompt(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH) -> None:
+    """The same for a prompt's rows, on the tensor cores."""
+    (T, H, K), (G, S, _) = q_THK.shape, k_GSK.shape
+    sizes, strides = (T, H, G, K, S, past, window or 0), (k_GSK.strides[0] // 2, k_GSK.strides[1] // 2)
+    arrays = q_THK, address(k_GSK), address(v_GSK), out_THK, lse_TH
+    arguments = *arrays, *map(np.int32, sizes), *map(np.int64, strides)
+    shared_bytes = 4 * PROMPT_ROWS * (K + PAD) * 2  # two tiles of keys and two of values
+    blocks = -(-T * (H // G) // PROMPT_ROWS), G
+    launch(backend, "attention_prompt_kernel", blocks, THREADS, arguments, shared_bytes)
+
+
+def on_tensor_cores(k, v, K) -> bool:
+    """Whether they take these keys and values: bfloat16, and every vector begins on 16 bytes."""
+    places = *k.strides[:2], int(address(k)), int(address(v))
+    return k.dtype == BFLOAT16 and K in (64, 128) and not any(place % 16 for place in places)
 
 
 def readable(backend, kv_GSK):

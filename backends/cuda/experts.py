@@ -1,4 +1,4 @@
-"""The routed experts of few tokens, all choices in two launches. Many tokens take the definition: an expert at a time."""
+"""The routed experts of few tokens, all choices in two launches. Many tokens take the definition, expert by expert."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from backends.cuda.arrays import BFLOAT16, as_matrix, empty, format_of, launch, plain, rows_at_once
 from backends.cuda.cublas import product
+from backends.cuda.widening import widened
 
 FEW = 32  # tokens; 8 of them share a reading of the weights
 TOKENS, THREADS = 8, 128  # as in linear.cu and matrix.cuh
@@ -34,7 +35,7 @@ def linear(backend, x_TI, weight_OI, bias_O=None, *, add_TO=None):
 def many_tokens(backend, x_TI, weight_OI, bias_O, add_TO):
     """By cuBLAS: tokens are rounded to bfloat16, as the weights are; sums are float32."""
     xp, out_TO = backend.xp, empty(backend, (len(x_TI), weight_OI.shape[0]))
-    product(xp, xp.ascontiguousarray(x_TI, BFLOAT16), weight_OI.astype(BFLOAT16, copy=False), out_TO)
+    product(xp, xp.ascontiguousarray(x_TI, BFLOAT16), widened(backend, weight_OI), out_TO)
     for more in (bias_O, add_TO):
         if more is not None:
             out_TO += more

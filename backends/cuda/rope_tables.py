@@ -1,5 +1,7 @@
-"""The angles of RoPE. Frequencies come from NumPy, so that they are the definition's to the last bit: at position 30,000
-one bit more or less would turn a vector by a thousandth of a radian.
+"""The angles of RoPE.
+
+Frequencies come from NumPy, so that they are the definition's to the last bit: at position 30,000 one bit more or less
+would turn a vector by a thousandth of a radian.
 """
 
 from __future__ import annotations

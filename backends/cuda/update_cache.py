@@ -38,7 +38,7 @@ def parts_of(kv):
 
 
 def visible(cache, layer, T, window) -> list:
-    """What the T new tokens may see: stretches (k_GSK, v_GSK); of a recorded step, whose length is not known, all slots."""
+    """What the T new tokens may see, as stretches (k_GSK, v_GSK). A recorded step does not know: all slots."""
     if getattr(cache, "past_1", None) is not None:
         return [(cache.layers[layer][0], cache.layers[layer][1])]
     first = 0 if window is None else max(0, cache.length - (window - 1))

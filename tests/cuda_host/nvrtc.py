@@ -1,4 +1,4 @@
-"""Machine code for GPUs that are not there: NVIDIA's own compiler as a library, and its report of what a kernel takes."""
+"""Machine code for GPUs that are not there: NVIDIA's compiler as a library, and its report of what a kernel takes."""
 
 from __future__ import annotations
 

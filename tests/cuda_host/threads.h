@@ -15,8 +15,7 @@ struct Barrier {
   void wait() { pthread_barrier_wait(&barrier); }
 };
 inline dim3 grid_dim, block_dim;
-inline uint3 block_index;
-inline thread_local uint3 thread_index;
+inline thread_local uint3 block_index, thread_index;
 inline thread_local int number;
 inline Barrier* whole_block;
 inline std::vector<std::unique_ptr<Barrier>> warps;
@@ -25,18 +24,22 @@ inline std::vector<uint64_t> offered;
 inline int launch(const std::function<void()>& body, dim3 grid, dim3 threads, size_t, unsigned) {
   int n = count(threads);
   grid_dim = grid, block_dim = threads;
-  for (unsigned i = 0; i < count(grid); i++) {
-    block_index = unflatten(i, grid);
-    Barrier all(n);
-    whole_block = &all;
-    offered.assign(n, 0);
-    warps.clear();
-    for (int first = 0; first < n; first += 32) warps.emplace_back(new Barrier(min(32, n - first)));
-    std::vector<std::thread> running;
-    for (int t = 0; t < n; t++)
-      running.emplace_back([&, t] { number = t, thread_index = unflatten(t, threads), body(); });
-    for (auto& thread : running) thread.join();
-  }
+  Barrier all(n);
+  whole_block = &all;
+  offered.assign(n, 0);
+  warps.clear();
+  for (int first = 0; first < n; first += 32) warps.emplace_back(new Barrier(min(32, n - first)));
+  std::vector<std::thread> running;
+  for (int t = 0; t < n; t++)
+    running.emplace_back([&, t] {
+      number = t, thread_index = unflatten(t, threads);
+      for (unsigned i = 0; i < count(grid); i++) {
+        all.wait();  // everybody is done with the block before
+        block_index = unflatten(i, grid);
+        body();
+      }
+    });
+  for (auto& thread : running) thread.join();
   return 0;
 }
 

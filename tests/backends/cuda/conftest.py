@@ -3,13 +3,11 @@
 import pytest
 
 from tests.cuda_host.host import ORDERS, missing
-
-if missing():
-    pytest.skip(missing(), allow_module_level=True)
+from tests.cuda_host.on_numpy import OnNumPy
 
 
 @pytest.fixture(scope="session", params=ORDERS)
 def gpu(request):
-    from tests.cuda_host.on_numpy import OnNumPy
-
+    if why := missing():
+        pytest.skip(why)
     return OnNumPy(request.param)

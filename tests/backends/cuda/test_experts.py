@@ -27,8 +27,10 @@ def some_experts(seed, E, D, M, format):
     def place(n, *shape):
         return SimpleNamespace(weight=FORMATS[format](normal(seed + n, *shape)))
 
-    names = ("gate_proj", M, D), ("up_proj", M, D), ("down_proj", D, M)
-    return [SimpleNamespace(**{name: place(3 * e + n, O, I) for n, (name, O, I) in enumerate(names)}) for e in range(E)]
+    return [
+        SimpleNamespace(gate_proj=place(e, M, D), up_proj=place(e + 50, M, D), down_proj=place(e + 99, D, M))
+        for e in range(E)
+    ]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -37,7 +39,9 @@ def test_equals_its_definition(gpu, format, seed, T, E, D, M, A):
     weights, random, A = some_experts(seed, E, D, M, format), np.random.default_rng(seed), min(A, E)
     expert_TA = np.stack([random.permutation(E)[:A] for _ in range(T)])
     arrays = normal(seed, T, D), expert_TA, random.random((T, A), np.float32), weights
-    assert_close(experts(gpu, *arrays), experts(NUMPY, *arrays), 5e-6)
+    with np.errstate(invalid="ignore"):  # OpenBLAS may look at memory beside a small matrix, and meet NaN there
+        expected_TD = experts(NUMPY, *arrays)
+    assert_close(experts(gpu, *arrays), expected_TD, 5e-6)
 
 
 @given(SEED, st.integers(1, 9), st.integers(1, 70), st.integers(1, 8), st.booleans(), st.booleans())

@@ -1,0 +1,56 @@
+"""Every kernel becomes machine code for each generation of GPUs, and keeps what it works on in registers.
+
+`python -m tests.cuda_host.test_machine_code` prints the table.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from backends.cuda import source
+from tests.cuda_host.nvrtc import ARCHITECTURES, compiled, library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="NVRTC is not installed: pip install 'tinyqwen[test]'")
+
+# How many threads a block has at most, so how many registers each may have: 65536 in a multiprocessor.
+THREADS = {"rms_norm_kernel": 1024, "sample_kernel": 1024}
+STATIC_LIMIT = 48 << 10  # bytes of shared memory that a block gets without being asked
+# Registers, where they limit how many blocks run side by side; a change that needs more should be meant.
+MOST = {
+    "linear_kernel": 64, "linear_tokens_kernel": 160, "norm_qkv_kernel": 72, "norm_gate_up_kernel": 72,
+    "attention_kernel": 232, "attention_prompt_kernel": 255, "experts_gate_up_kernel": 72, "experts_down_kernel": 72,
+}  # fmt: skip
+
+
+@cache
+def table(architecture: str) -> dict:
+    return {
+        kernel: taken
+        for stem in source.stems()
+        for kernel, taken in compiled(source.program(stem), architecture).items()
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_and_nothing_spills(architecture):
+    kernels = table(architecture)
+    assert set(kernels) == set(source.KERNELS)
+    for name, taken in kernels.items():
+        threads = THREADS.get(name, 256)
+        assert taken.spilled == 0, f"{name}: {taken.spilled} bytes of registers do not fit"
+        assert taken.registers <= MOST.get(name, 64), f"{name}: {taken.registers} registers"
+        assert taken.registers * threads <= 65536, f"{name}: no multiprocessor can hold a block"
+        assert taken.shared <= STATIC_LIMIT, f"{name}: {taken.shared} bytes of shared memory"
+
+
+def main() -> None:
+    print(f"{'kernel':28}" + "".join(f"{a:>16}" for a in ARCHITECTURES) + "     registers, shared bytes")
+    for name in sorted(source.KERNELS):
+        cells = [table(architecture)[name] for architecture in ARCHITECTURES]
+        print(f"{name:28}" + "".join(f"{f'{c.registers}, {c.shared}':>16}" for c in cells))
+
+
+if __name__ == "__main__":
+    main()
