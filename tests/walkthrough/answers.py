@@ -142,4 +142,13 @@ square_gradient = lambda d_out, x: d_out * 2 * x
 """,
         ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
     ),
+    "22_graphs": Answers(
+        """
+enough = PYTHON - NODE  # 4.7: then the next launch is there before the device is
+adding = Recorder()
+adding(lambda: sum_1.__iadd__(token_1))
+speed = 1e6 / 500
+""",
+        ("enough = 2.0", "adding = Recorder(); adding(sum_1.__iadd__, 1)", "speed = 1e6 / 900"),
+    ),
 }
