@@ -127,7 +127,8 @@ def generate(
     >>> len(running.new_ids), running.finish_reason, running.cache.length        # the last token was never fed back
     (2, 'length', 4)
     """
-    vocabulary, chunk = vocabulary or config.vocab_size, chunk or getattr(backend, "chunk", CHUNK)
+    vocabulary = vocabulary or config.vocab_size
+    at_once: int = chunk or getattr(backend, "chunk", CHUNK)
     with Recorded(backend, config, weights, vocabulary) as recorded:
         while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
             before_step()
@@ -138,7 +139,7 @@ def generate(
                     sequence.append(chosen)
                     yield Event(sequence, chosen)
                 continue
-            taken = share(running, chunk)
+            taken = share(running, at_once)
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
             lengths = [len(sequence.ids) for sequence, _ in taken]
             step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)

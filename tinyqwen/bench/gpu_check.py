@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", metavar="STAGE", choices=[[], *STAGES], help="default: all of them")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all of them")
     parser.add_argument("--out", type=Path, help="the results file (default: gpu-DATE.json beside the other results)")
     parser.add_argument("--again", action="store_true", help="run stages that have results already, too")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -228,6 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.inside:
         inside(given.stages[0], given.inside)
         return 0
+    if strangers := [stage for stage in given.stages if stage not in STAGES]:
+        parser.error(f"no stage {strangers[0]!r}; there are {', '.join(STAGES)}")
     name, why = backends.choose()
     if name != "cuda":
         print(f"gpu_check: {why or 'no NVIDIA driver on this machine'}", file=sys.stderr)

@@ -12,6 +12,7 @@ once and kept in the cache folder; nothing is downloaded. Times are only worth r
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import json
 import os
