@@ -6,7 +6,8 @@ Stages:
     longer    everything, repeats of longer segments
     all       larger steps, fewer repeats, questions in other words
     harder    more of what is not yet learnt
-    last      still larger steps and a falling learning rate: the loss falls most here
+    slower    a falling learning rate: the loss falls most here
+    last      still larger steps, down to the end
 
 The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
 """
@@ -49,8 +50,9 @@ STAGES = (
     Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
     Stage("longer", 4_300, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
     Stage("all", 2_250, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
-    Stage("harder", 2_600, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
-    Stage("last", 1_200, 4096, (1.2e-3, 3e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("harder", 2_500, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
+    Stage("slower", 2_300, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
+    Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS_STAGES = (
     Stage("warm-up", 50, 4096, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
