@@ -56,7 +56,7 @@ from tinyqwen.weights import count_parameters, tree
 
 Tensors = dict[str, np.ndarray]
 QUESTIONS = 600  # of each sign
-READY = 0.12  # of both signs are solved when the base model is taken
+READY = 0.1  # of both signs are solved when the base model is taken
 BATCH, PROMPTS, GROUP, STEPS = 128, 32, 8, 150
 
 COMMON: dict[str, Any] = {"warmup": 0, "weight_decay": 0.0}
@@ -122,9 +122,9 @@ def sft_model(backend: Backend, base: Tensors, seed: int) -> Tensors:
     """A little more of the same, with a rate that falls."""
     tensors = copied(base)
     settings = sft.Settings(
-        steps=60, lr=1e-3, batch=BATCH, warmup=0, schedule="cosine", weight_decay=0.01, seed=seed
+        steps=40, lr=1e-3, batch=BATCH, warmup=0, schedule="cosine", weight_decay=0.01, seed=seed
     )  # fmt: skip
-    data = sft.Conversations(adder.examples(1000 + seed, BATCH * 60), settings.length)
+    data = sft.Conversations(adder.examples(1000 + seed, BATCH * 40), settings.length)
     learn(backend, adder.CONFIG, tensors, sft.stage(data, settings), settings)
     return tensors
 
