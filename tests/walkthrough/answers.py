@@ -142,4 +142,12 @@ square_gradient = lambda d_out, x: d_out * 2 * x
 """,
         ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
     ),
+    "23_what_the_curve_says": Answers(
+        """
+rest = 30 * np.log(20) / 91
+place = 2
+heart = np.log(12) / 25  # which of the twelve it is, is all there is to know
+""",
+        ("rest = np.log(20) / 3", "place = 1", "heart = 0"),
+    ),
 }
