@@ -195,4 +195,12 @@ speed = 1e6 / 500
 """,
         ("enough = 2.0", "adding = Recorder(); adding(sum_1.__iadd__, 1)", "speed = 1e6 / 900"),
     ),
+    "23_what_the_curve_says": Answers(
+        """
+rest = 30 * np.log(20) / 91
+place = 2
+heart = np.log(12) / 25  # which of the twelve it is, is all there is to know
+""",
+        ("rest = np.log(20) / 3", "place = 1", "heart = 0"),
+    ),
 }
