@@ -59,6 +59,21 @@ def chunks(text: str) -> DualChunk:
     return DualChunk(*numbers)
 
 
+def factor(text: str) -> float:
+    """What --yarn says, for argparse, before there is a model to ask how much is too much. Errors: UsageError.
+
+    >>> factor("1.5")
+    1.5
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number < math.inf:
+        raise UsageError(f"--yarn must be a number from 1, is {text}; published models take 4")
+    return number
+
+
 def yarned(config: Config, yarn: float) -> Config:
     most = LONGEST // config.trained_context
     if not 1 <= yarn <= most:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import backends
 from tinyqwen.checkpoint.hub import resolve_model
-from tinyqwen.context import chunks
+from tinyqwen.context import chunks, factor
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
@@ -63,10 +63,23 @@ def add_format_arguments(parser) -> None:
     )  # fmt: skip
 
 
+def add_cache_arguments(parser) -> None:
+    """How keys and values are kept, and of how many tokens."""
+    parser.add_argument(
+        "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS],
+        help="the format of the KV cache (default: auto, bf16; f32 where the weights are, and on numpy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--context", "-c", type=int, metavar="N",
+        help="at most N tokens, prompt and answer together; refused if they cannot fit in memory (default: all that "
+        "the model can look at)",
+    )  # fmt: skip
+
+
 def add_context_arguments(parser) -> None:
     """How a model is run at texts longer than it was trained on; `tinyqwen.context.stretched` does it."""
     parser.add_argument(
-        "--yarn", type=float, metavar="FACTOR",
+        "--yarn", type=factor, metavar="FACTOR",
         help="texts of up to FACTOR times the trained length (Qwen2: 4); short texts get a little worse",
     )  # fmt: skip
     parser.add_argument(
@@ -95,15 +108,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first N layers on the GPU, the others on the processor, for models that do not fit (default: all)",
     )  # fmt: skip
     add_format_arguments(group)
-    group.add_argument(
-        "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS],
-        help="the format of the KV cache (default: auto, bf16; f32 where the weights are, and on numpy)",
-    )  # fmt: skip
-    group.add_argument(
-        "--context", "-c", type=int, metavar="N",
-        help="at most N tokens, prompt and answer together; refused if they cannot fit in memory (default: all that "
-        "the model can look at)",
-    )  # fmt: skip
+    add_cache_arguments(group)
     add_context_arguments(group)
     group.add_argument(
         "--ignore-config", action="append", default=[], metavar="KEY",

@@ -28,7 +28,7 @@ from tinyqwen.cli import options
 from tinyqwen.cli.options import read_text
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
-from tinyqwen.context import stretched
+from tinyqwen.context import check_context, stretched
 from tinyqwen.devices import device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import shape_weights
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="no chat template: the prompt as it stands")
     options.add_backend_arguments(parser, "meta")
     options.add_format_arguments(parser)
+    options.add_cache_arguments(parser)
     options.add_context_arguments(parser)
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="with meta: tokens of prompt (default 32)")
     parser.add_argument("--jsonl", metavar="FILE", help="write one JSON object per operation (- for standard output)")
@@ -81,11 +82,13 @@ class Subject:
     spell: Callable[[int], str]
     prompt: str | None
     format: str  # of the weights
+    kv_format: str
+    context: int
     tokenizer: Any = None  # of a real model
 
     def start(self, new_tokens: int) -> Running:
-        cache = KVCache(self.backend, self.config)
-        return Running(self.ids, cache, Sampling(), self.config.context, max_new_tokens=new_tokens)
+        cache = KVCache(self.backend, self.config, self.kv_format)
+        return Running(self.ids, cache, Sampling(), self.context, max_new_tokens=new_tokens)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -202,7 +205,8 @@ def model_of(arguments: argparse.Namespace) -> Subject:
     folder = options.model_folder(arguments)
     quiet, backend = arguments.quiet, {"backend": arguments.backend, "threads": arguments.threads}
     with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
-        how = {**backend, **options.format_of(arguments), "yarn": arguments.yarn, "dca": arguments.dca}
+        how = {**backend, **options.format_of(arguments), "yarn": arguments.yarn, "dca": arguments.dca,
+               "kv_dtype": arguments.kv_dtype, "context": arguments.context}  # fmt: skip
         runtime = load(folder, **how, progress=update, compiling=compiling)
         runtime.checkpoint.settle()
     if arguments.explain:  # what is inside an operation can be seen where its definition runs
@@ -213,7 +217,7 @@ def model_of(arguments: argparse.Namespace) -> Subject:
     spell = lambda token: tokenizer.token_bytes(token, hide_control=False).decode(errors="replace")  # noqa: E731
     return Subject(
         runtime.backend, runtime.config, runtime.checkpoint.weights, ids, tokenizer.size, spell, prompt,
-        runtime.checkpoint.format, tokenizer,
+        runtime.checkpoint.format, runtime.kv_format, runtime.context, tokenizer,
     )  # fmt: skip
 
 
@@ -223,7 +227,13 @@ def shapes_of(arguments: argparse.Namespace) -> Subject:
     backend = Meta(opened=OPENED if arguments.explain else frozenset())
     format = "f32" if arguments.dtype == "auto" else arguments.dtype
     weights = shape_weights(config, format, arguments.tables or "int8")
-    return Subject(backend, config, weights, [0] * arguments.tokens, config.vocab_size, str, None, format)
+    if arguments.context is not None:
+        check_context(config, arguments.context)
+    kv_format, context = "f32" if arguments.kv_dtype == "auto" else arguments.kv_dtype, arguments.context
+    return Subject(
+        backend, config, weights, [0] * arguments.tokens, config.vocab_size, str, None, format, kv_format,
+        context or config.context,
+    )  # fmt: skip
 
 
 def config_of(arguments: argparse.Namespace) -> Config:

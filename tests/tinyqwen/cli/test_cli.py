@@ -148,6 +148,8 @@ def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
     assert code == 0 and json.loads(out)["usage"]["prompt_tokens"] == 1200
     code, _, err = tinyqwen("generate", "-m", folder, "--context", 1000, "--yarn", 1.5, "hello")
     assert code == 2 and "the model's holds 768; stretch it with --yarn 2, to 1024" in err
+    code, _, err = tinyqwen("trace", "-m", folder, "--context", 60, "--backend", "numpy", prompt)
+    assert code == 2 and "the context holds 60" in err
     code, out, _ = tinyqwen("trace", "-m", folder, "--yarn", 3, "--view", "rope")
     assert code == 0 and "a context of 1536" in out
 
@@ -199,6 +201,7 @@ WRONG_USAGE = {
     "seed too large": (["generate", "-m", "{folder}", "--seed", str(2**64), "hi"], "--seed"),
     "context": (["generate", "-m", "{folder}", "--context", "100000", "hi"], "--context"),
     "yarn": (["generate", "-m", "{folder}", "--yarn", "0.5", "hi"], "--yarn must be a number from 1"),
+    "yarn before any folder": (["generate", "-m", "nowhere", "--yarn", "0", "hi"], "must be a number from 1, is 0"),
     "yarn of no model": (["info", "--yarn", "4"], "--yarn and --dca are about one model"),
     "plan of no model": (["plan", "--yarn", "4"], "--yarn and --dca are about one model"),
     "dca and yarn": (
