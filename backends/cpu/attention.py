@@ -103,18 +103,9 @@ def attend(q_THK, k_GSK, v_GSK, k_scale_GS, v_scale_GS, kind, past, window, out_
     if T == 1 and R <= HEADS and k_GSK.dtype == np.int32 and end_to_end(k_GSK) and end_to_end(v_GSK):
         sixteens = (kind,) * (k_GSK.shape[2] // 16)
         token_shared(
-            G * chunks,
-            q_THK,
-            k_SGK,
-            v_SGK,
-            (first_key, chunk_keys),
-            (kind,) * R,
-            sixteens,
-            m_GCn,
-            part_GCnK,
-            out_THK,
-            lse_TH,
-        )
+            G * chunks, q_THK, k_SGK, v_SGK, (first_key, chunk_keys), (kind,) * R, sixteens,
+            m_GCn, part_GCnK, out_THK, lse_TH,
+        )  # fmt: skip
     else:
         attend_shared(
             G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS,
