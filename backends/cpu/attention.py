@@ -3,11 +3,14 @@
 Bytes that must move: a decoding token reads all K and V that it sees, once for the R query heads that share them. In
 the 0.5B that is 24 KB for each token of context in a float32 cache, 12 KB in bfloat16, 6.4 KB in int8. The arithmetic
 to hide behind the reading: 2 * R * K multiply-adds for each key and KV head, 56 instructions in float32 and 28 in pairs
-of bfloat16, besides turning the keys and R exponentials. A prompt is bound by arithmetic alone.
+of bfloat16, besides R exponentials. A prompt is bound by arithmetic alone.
 
 One design serves both (attention_block.py): rows against tiles of keys. A prompt has many rows: they are cut into
 blocks, and a block walks all its keys. A decoding token has R: its keys are cut into chunks of a fixed length, each
 gives a part, and parts are merged in order, so the result is the same bits whatever the number of threads.
+
+Its keys have to be turned, which pays if many rows use them. For the R <= 8 of a token that decodes from a bfloat16
+cache a second kernel (attention_token.py) takes keys and values as they lie.
 
                                         a layer of the 0.5B, one thread     1 token, 8192 keys     512 tokens
     v1  plain loops                     a head at a time, float32           2.0  ms                47   ms
@@ -20,6 +23,12 @@ gives a part, and parts are merged in order, so the result is the same bits what
 Measured with other programs running: v3 reads 15 GB/s, v6 24, where two threads that only read got 27. Sent for into
 the first-level cache instead of the second, v3 takes 0.98 ms: a tile of keys and values would fill it, and drives out
 the one in work. From the nearest cache a key and KV head take 111 cycles in v3 and 68 in v4.
+
+    a layer of the 0.5B, one token, bfloat16, microseconds      8192 keys, threads 1, 2     32768 keys, threads 1, 2
+    v6  attention_block.py                                      353     252                 1378    965
+    v7  attention_token.py, and a cache in large pages          248     170                  933    607
+
+The last is 27.7 GB/s (25.6 to 28.6), 78 % of what two threads read in the same run, where v6 came to 49 % in its own.
 """
 
 from __future__ import annotations
@@ -94,18 +103,9 @@ def attend(q_THK, k_GSK, v_GSK, k_scale_GS, v_scale_GS, kind, past, window, out_
     if T == 1 and R <= HEADS and k_GSK.dtype == np.int32 and end_to_end(k_GSK) and end_to_end(v_GSK):
         sixteens = (kind,) * (k_GSK.shape[2] // 16)
         token_shared(
-            G * chunks,
-            q_THK,
-            k_SGK,
-            v_SGK,
-            (first_key, chunk_keys),
-            (kind,) * R,
-            sixteens,
-            m_GCn,
-            part_GCnK,
-            out_THK,
-            lse_TH,
-        )
+            G * chunks, q_THK, k_SGK, v_SGK, (first_key, chunk_keys), (kind,) * R, sixteens,
+            m_GCn, part_GCnK, out_THK, lse_TH,
+        )  # fmt: skip
     else:
         attend_shared(
             G * blocks * chunks, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS,

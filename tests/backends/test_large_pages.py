@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import backends
 from backends.large_pages import BLOCK, LARGE, LINE, LargePages
 
 
@@ -43,3 +44,11 @@ def test_the_system_was_asked_for_large_pages_of_private_memory():
             assert found[3].endswith("p") and "hg" in found[4].split()
             return
     pytest.fail("no such mapping")
+
+
+def test_a_cache_of_the_cpu_begins_at_a_large_page_if_it_fills_one():
+    for shape in ((2, LARGE // 2), (2, 3, LARGE // 4 + 1)):
+        array = backends.get("cpu", threads=1).empty(shape, np.dtype(np.int16))
+        assert array.shape == shape and array.dtype == np.int16 and array.ctypes.data % LARGE == 0
+        array[:] = 7
+        assert (array == 7).all()
