@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from tinyqwen.chat_template import Message, encode_chat, read_template
+from tinyqwen.chat_template import Message, encode_chats, read_template
 from tinyqwen.checkpoint import Checkpoint, open_checkpoint
 from tinyqwen.config import Config, DualChunk
 from tinyqwen.config_json import read_config
@@ -65,9 +65,15 @@ class Runtime:
 
     def encode_chat(self, messages: list[Message], *, plain: bool = False, prompt: bool = True) -> list[int]:
         """The ids of a conversation, by the checkpoint's template or (`plain`) in ChatML; `prompt`: to be answered."""
+        return self.encode_chats([messages], plain=plain, prompt=prompt)[0]
+
+    def encode_chats(
+        self, conversations: list[list[Message]], *, plain: bool = False, prompt: bool = True
+    ) -> list[list[int]]:
+        """The ids of each of many conversations."""
         template = None if plain else self.template
-        return encode_chat(
-            self.tokenizer, messages, template=template, variables=self.template_variables, prompt=prompt
+        return encode_chats(
+            self.tokenizer, conversations, template=template, variables=self.template_variables, prompt=prompt
         )
 
     def cache(self) -> KVCache:

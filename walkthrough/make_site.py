@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -68,8 +68,15 @@ def module_names() -> list[str]:
 
 
 def module_page(name: str) -> str:
-    """A module's docstring and those of its public functions, classes and operations, as they stand in the source."""
-    module = importlib.import_module(name)
+    """A module's docstring and those of its public functions, classes and operations, as they stand in the source.
+
+    Of a module for which an extra must be installed, and is not: its docstring alone.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        source = Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
+        return f"# {name}\n\n{fenced(ast.get_docstring(ast.parse(source)))}\n"
     parts = [f"# {name}", fenced(module.__doc__)]
     for public, thing in vars(module).items():
         plain = thing.definition if isinstance(thing, Operation) else thing

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import byte_tokenizer_json
-from tinyqwen.chat_template import chatml, encode_chat, read_template, render_template
+from tinyqwen.chat_template import AT_ONCE, chatml, encode_chat, encode_chats, read_template, render_template
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.template_sandbox import render as render_each
 from tinyqwen.tokenizer import Tokenizer
@@ -155,6 +155,16 @@ def test_what_a_message_says_is_data(small, qwen2_template, evil, with_template)
     control = set(small.control.values())
     assert [token for token in ids if token in control] == [token for token in harmless if token in control]
     assert evil in small.decode(ids, hide_control=False), "and it arrives unchanged"
+
+
+def test_many_conversations_are_encoded_as_each_of_them_is(small, qwen2_template):
+    many = [turns(("user", f"{text} {n}")) for n in range(41) for text in EVIL]
+    many[7] = turns(("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"))
+    for template in (qwen2_template, None):
+        found = encode_chats(small, many, template=template)
+        assert len(found) == len(many) > AT_ONCE, "more than one process takes"
+        for n in (0, 7, 204):
+            assert found[n] == encode_chat(small, many[n], template=template)
 
 
 @settings(max_examples=15)  # each runs the sandbox's process

@@ -170,4 +170,12 @@ factor = 1 / 2
 """,
         ("copies, left = 3, 0", "scale = 16 / 4", "factor = 1"),
     ),
+    "23_what_the_curve_says": Answers(
+        """
+rest = 30 * np.log(20) / 91
+place = 2
+heart = np.log(12) / 25  # which of the twelve it is, is all there is to know
+""",
+        ("rest = np.log(20) / 3", "place = 1", "heart = 0"),
+    ),
 }

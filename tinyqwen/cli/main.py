@@ -23,6 +23,7 @@ VERBS = {
     "chat": "talk with a model",
     "convert": "write a model in another weight format, and what that costs",
     "diff": "where two ways of running a model part: noise or a bug?",
+    "eval": "how good is a model? home tasks, or those of lm-evaluation-harness",
     "generate": "continue a prompt, or answer one, and leave",
     "info": "the published models, or one model, in numbers",
     "needle": "does a model find one fact in a long text? by length, depth and way to look far back",

@@ -76,7 +76,8 @@ def format_of(arguments: argparse.Namespace) -> dict:
     }
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that `load_named` asks: where to run, in what formats, how far to look."""
     group = parser.add_argument_group("running")
     add_backend_arguments(group)
     add_format_arguments(group)
@@ -95,6 +96,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="accept this key of config.json although its effect is unknown (repeatable)",
     )  # fmt: skip
 
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add_loading_arguments(parser)
     group = parser.add_argument_group("sampling (defaults: the model's generation_config.json)")
     group.add_argument("--greedy", action="store_true", help="always take the likeliest token; as --temperature 0")
     group.add_argument("--temperature", "--temp", type=float, metavar="X", help="below 1 sharpens, above 1 flattens")
@@ -127,8 +131,13 @@ def model_folder(arguments: argparse.Namespace, **what) -> Path:
 
 
 def load_model(arguments: argparse.Namespace) -> Runtime:
-    """The model that the flags name, with a progress bar when loading takes long."""
+    """The model that the flags name, once what they say of sampling is sound, too."""
     check_flags(arguments)
+    return load_named(arguments)
+
+
+def load_named(arguments: argparse.Namespace) -> Runtime:
+    """The model that the flags name, with a progress bar when loading takes long."""
     folder = model_folder(arguments)
     with progress_bar("loading", quiet=arguments.quiet) as update, compiling_line(quiet=arguments.quiet) as compiling:
         return load(
@@ -203,6 +212,19 @@ def progress_bar(label: str, *, quiet: bool):
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counting_bar(label: str, total: int, *, quiet: bool):
+    """Gives a function that counts one more, drawn as a bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda: progress.advance(task)
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""How the embedded model was trained: its shape, and the stages, one after another.
+
+short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
+longer    everything, repeats of longer segments
+all       larger steps, fewer repeats
+last      still larger steps and a falling learning rate: the loss falls most here
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from tinyqwen.config import Config
+from tinyqwen.tiny.data import LENGTH, SHARES, Mixture
+
+CONFIG = Config(
+    hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+    head_dim=32, vocab_size=1536, max_position_embeddings=LENGTH, rope_theta=10000.0, tie_word_embeddings=True,
+    eos_token_id=(1535, 1533), initializer_range=0.3, torch_dtype="bfloat16",
+)  # fmt: skip
+BRIEF = {name: share for name, share in SHARES.items() if name not in ("codes", "dialogue", "town", "story")}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run.
+
+    steps     how many
+    tokens    of a step, about
+    lr        at its beginning and at its end, with a straight line between
+    """
+
+    name: str
+    steps: int
+    tokens: int
+    lr: tuple[float, float]
+    mixture: Mixture
+
+
+STAGES = (
+    Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
+    Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
+    Stage("longer", 5_000, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
+    Stage("all", 7_000, 2048, (2e-3, 1.5e-3), Mixture(SHARES, repeats=0.1)),
+    Stage("last", 1_600, 4096, (1.5e-3, 5e-5), Mixture(SHARES, repeats=0.05)),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the result. `scale` shortens every stage, for trials and tests."""
+
+    seed: int = 0
+    scale: float = 1.0
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(replace(stage, steps=max(1, round(self.scale * stage.steps))) for stage in STAGES)
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+def at(stages: tuple[Stage, ...], step: int) -> tuple[Stage, float]:
+    """The stage that a step belongs to, counted from 0, and its learning rate.
+
+    >>> stage, lr = at(Recipe().stages, 100)
+    >>> stage.name, round(lr, 6)
+    ('warm-up', 0.001)
+
+    Errors: ValueError behind the last stage.
+    """
+    for stage in stages:
+        if step < stage.steps:
+            begin, end = stage.lr
+            return stage, begin + (end - begin) * step / stage.steps
+        step -= stage.steps
+    raise ValueError("there is no such step")
+
+
+def digest(recipe: Recipe, step: int) -> str:
+    """Of the stages that have begun before that step: later ones may still change, and a run goes on."""
+    begun, first = [], 0
+    for stage in recipe.stages:
+        if first <= step:
+            begun.append(stage)
+        first += stage.steps
+    return hashlib.sha256(repr(begun).encode()).hexdigest()[:16]
