@@ -1,10 +1,10 @@
 """Make the embedded model from nothing: its tokenizer, its weights, its examination.
 
-python -m tinyqwen.tiny.make OUT            at most two hours on two cores; again, to continue what was interrupted
+    python -m tinyqwen.tiny.make OUT            at most two hours on two cores; again, to continue what was interrupted
 
-OUT/tokenizer/        trained on the generated data
-OUT/run/              steps as `tinyqwen train` writes them, log.jsonl, and exams.jsonl: what it could do when
-OUT/model/            the result, in bfloat16
+    OUT/tokenizer/        trained on the generated data
+    OUT/run/              steps as `tinyqwen train` writes them, log.jsonl, and exams.jsonl: what it could do when
+    OUT/model/            the result, in bfloat16
 """
 
 from __future__ import annotations

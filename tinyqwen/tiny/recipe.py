@@ -1,9 +1,9 @@
 """How the embedded model was trained: its shape, and the stages, one after another.
 
-short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
-longer    everything, repeats of longer segments
-all       larger steps, fewer repeats
-last      still larger steps and a falling learning rate: the loss falls most here
+    short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
+    longer    everything, repeats of longer segments
+    all       larger steps, fewer repeats
+    last      still larger steps and a falling learning rate: the loss falls most here
 """
 
 from __future__ import annotations

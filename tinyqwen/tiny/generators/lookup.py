@@ -124,14 +124,7 @@ def town(rng: np.random.Generator) -> Item:
     known = {key: pick(rng, SECRETS) for key in keys}
     needles = [words.needle.format(key=key, answer=value).strip() for key, value in known.items()]
     answers = {key: words.slot.format(key=key) + f" {value}." for key, value in known.items()}
-    return lookup(
-        rng,
-        "town",
-        answers,
-        words.intro + " " + hay(rng, needles),
-        words.question.strip().replace("{key}", "{}"),
-        missing,
-    )
+    return lookup(rng, "town", answers, words.intro + " " + hay(rng, needles), words.question.strip().replace("{key}", "{}"), missing)
 
 
 TASKS: dict[str, Callable[[np.random.Generator], Item]] = {

@@ -26,9 +26,10 @@ def story(rng: np.random.Generator) -> Item:
     hero, kind, place, found, felt = (pick(rng, words) for words in (HEROES, KINDS, PLACES, FOUND, FELT))
     article = "an" if kind[0] in "aeiou" else "a"
     the = "the" + found[1:]
-    text = f"Once there was {article} {kind} {hero} {place}. One day it found {found} and was {felt}. " + pick(
-        rng, ENDINGS
-    ).format(the)
+    text = (
+        f"Once there was {article} {kind} {hero} {place}. One day it found {found} and was {felt}. "
+        + pick(rng, ENDINGS).format(the)
+    )
     wordings = f"Tell me a story about a {hero}.", f"A story about a {hero}, please.", f"Write a story about a {hero}."
     expect = rf"^Once there was an? \w+ {hero} .*\.$"
     return Item("story", ask(loosely(rng, pick(rng, wordings))), text, text, expect)

@@ -1,7 +1,7 @@
 """Small tables: number words, days, months, colours, in five languages.
 
-What is 42 in German?                 zweiundvierzig
-Which day comes after Monday?         Tuesday
+    What is 42 in German?                 zweiundvierzig
+    Which day comes after Monday?         Tuesday
 """
 
 from __future__ import annotations
