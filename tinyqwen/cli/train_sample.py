@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     policy, judge = source.policy(tree(weights_of(source.folder, source.ignored)[1])), source.judge()
     counts = {"chats.jsonl": 0, "pairs.jsonl": 0}
     console = Console(stderr=True)
-    shown = {"console": console, "disable": arguments.quiet or not console.is_terminal, "transient": True}
-    for begin in track(range(0, len(tasks), AT_ONCE), "sampling", **shown):
+    shown = console.is_terminal and not arguments.quiet
+    for begin in track(range(0, len(tasks), AT_ONCE), "sampling", console=console, disable=not shown, transient=True):
         asked = [task for task in tasks[begin : begin + AT_ONCE] for _ in range(arguments.group)]
         given = rollouts.answers(policy, asked, (arguments.seed, begin), tokens=arguments.answer)
         reward_PG = judge(asked, given).reshape(-1, arguments.group)
