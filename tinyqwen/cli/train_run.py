@@ -7,10 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import backends
 from tinyqwen.cli import options
 from tinyqwen.cli.train_display import Display
 from tinyqwen.cli.train_kinds import KINDS, Kind, Source, weights_of
+from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import TinyqwenError, UsageError
 from tinyqwen.memory import keep_freed
@@ -24,10 +27,12 @@ from tinyqwen.train.settings import Settings
 from tinyqwen.train.training import Training
 from tinyqwen.weights import tree
 
+Tensors = dict[str, np.ndarray]
+
 
 def add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write steps to, or to continue")
-    parser.add_argument("--data", metavar="FILE", type=Path, action="append", required=True, help="(repeatable)")
+    parser.add_argument("--data", metavar="FILE", type=Path, action="append", required=True, help="may be repeated")
     if kind.module is pretrain:
         parser.add_argument("--fresh", action="store_true", help="begin with random weights")
     if kind.judged:
@@ -83,28 +88,26 @@ def run(arguments: argparse.Namespace) -> int:
     about = {"stage": arguments.stage, "pretrained": arguments.pretrained or "", "reward": source.reward or ""}
     keep_freed()
 
-    begun, number = saved.found(out), 0
-    if begun:
-        saved.check_same(begun[-1], settings, data.digest, about)
-        config, tensors = weights_of(begun[-1])
-    elif getattr(arguments, "fresh", False):
-        config, tensors = source.config, initial_weights(source.config, settings.seed)
-    else:
-        config, tensors = weights_of(source.folder, source.ignored)
-    head = {}  # of words, while there is one of rewards
-    if kind.module is reward:
-        head = {name: x for name, x in tensors.items() if name == "lm_head.weight"}
-        tensors = reward.with_score(tensors, settings.seed, begun[-1] if begun else None)
-    state = start(source.backend, tensors)
-    if begun:
-        state, number = saved.load_state(begun[-1], tensors), saved.number_of(begun[-1])
+    begun = saved.found(out)[-1:]
+    for folder in begun:
+        saved.check_same(folder, settings, data.digest, about)
+    config, tensors, head = tensors_of_run(arguments, settings, source, begun)
+    update = update_of(settings, source, arguments.pretrained, tensors)
+    state = saved.load_state(begun[0], tensors) if begun else start(source.backend, tensors)
+    number = saved.number_of(begun[0]) if begun else 0
     saved.continue_log(out, number)
-
     weights = reward.scoring(tensors) if kind.module is reward else tree(tensors)
     training = Training(
         source.backend, config, tensors, state, kind.stage(data, settings, source, weights), settings,
-        number=number, weights=weights, update=update_of(settings, source, arguments.pretrained),
+        number=number, weights=weights, update=update,
     )  # fmt: skip
+
+    def save(number: int) -> Path:
+        return saved.save(
+            out, source.folder, config, {**head, **tensors}, state, settings, data.digest, number=number, about=about,
+            others={name: x for name, x in tensors.items() if name == reward.SCORE},
+        )  # fmt: skip
+
     with Display(arguments, settings, data, number) as display:
         while training.number < settings.steps:
             try:
@@ -114,11 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             saved.log(out, report)
             display.show(report)
             if report.step % arguments.save_every == 0 or report.step == settings.steps:
-                folder = saved.save(
-                    out, source.folder, config, {**head, **tensors}, state, settings, data.digest, number=report.step,
-                    about=about, others={name: x for name, x in tensors.items() if name == reward.SCORE},
-                )  # fmt: skip
-                display.say(f"{folder}: saved")
+                display.say(f"{save(report.step)}: saved")
                 if kind.talks and not display.quiet:
                     display.sample(*kind.talks(data, source, weights, report.step // arguments.save_every))
     if not (arguments.quiet or arguments.json):
@@ -126,12 +125,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def update_of(settings: Any, source: Source, pretrained: str | None) -> Update:
+def tensors_of_run(
+    arguments: argparse.Namespace, settings: Settings, source: Source, begun: list[Path]
+) -> tuple[Config, Tensors, Tensors]:
+    """What is to learn, as it was when the run stopped or as it begins; and a head that has no part in it."""
+    if begun:
+        config, tensors = weights_of(begun[0])
+    elif getattr(arguments, "fresh", False):
+        config, tensors = source.config, initial_weights(source.config, settings.seed)
+    else:
+        config, tensors = weights_of(source.folder, source.ignored)
+    if KINDS[arguments.stage].module is not reward:
+        return config, tensors, {}
+    head = {name: x for name, x in tensors.items() if name == "lm_head.weight"}
+    return config, reward.with_score(tensors, settings.seed, begun[0] if begun else None), head
+
+
+def update_of(settings: Any, source: Source, pretrained: str | None, tensors: Tensors) -> Update:
     """The optimiser, with what the source had learnt since the pretrained model if it asks for that."""
     if not pretrained or not settings.optimiser.startswith("on"):
         return optimiser(settings)
+    before, after = weights_of(pretrained, source.ignored)[1], weights_of(source.folder, source.ignored)[1]
     try:
-        before = weights_of(pretrained, source.ignored)[1]
-        return optimiser(settings, task_vector(weights_of(source.folder, source.ignored)[1], before))
+        task = task_vector(after, before)
     except ValueError as error:
         raise UsageError(f"--pretrained {pretrained}: {error}") from None
+    if new := tensors.keys() - task.keys():
+        raise UsageError(f"{settings.optimiser}: {', '.join(new)} was not there before; take adamw or muon")
+    return optimiser(settings, task)

@@ -220,6 +220,12 @@ def test_a_reward_model_judges(more, tmp_path, capsys):
     assert "is it a reward model?" in capsys.readouterr().err
 
 
+def test_a_reward_models_head_cannot_be_merged_with_what_was_there_before(more, tmp_path, capsys):
+    arguments = command("reward", more, tmp_path / "out", "pairs.jsonl", *SMALL, "--optimiser", "ondare")
+    assert main([*arguments, "--pretrained", str(more)]) == 2
+    assert "score.weight was not there before; take adamw or muon" in capsys.readouterr().err
+
+
 def test_rejection_sampling_writes_what_the_next_stages_read(more, tmp_path, capsys):
     arguments = command(
         "sample", more, tmp_path / "out", "rules.jsonl", "--group", "8", "--answer", "6", "--backend", "numpy"

@@ -14,7 +14,18 @@ from tinyqwen.train.chats import pack
 from tinyqwen.train.initial import initial_weights
 from tinyqwen.train.optimisers.adamw import start
 from tinyqwen.train.reference import frozen
-from tinyqwen.train.rollouts import Answer, Policy, Task, Tasks, answered, answers, chosen_lines, figures, verified
+from tinyqwen.train.rollouts import (
+    Answer,
+    Policy,
+    Task,
+    Tasks,
+    answered,
+    answers,
+    chosen_lines,
+    figures,
+    likeliest,
+    verified,
+)
 from tinyqwen.train.training import Training
 from tinyqwen.train.verifiers import Verifier
 from tinyqwen.weights import random_weights, tree
@@ -182,3 +193,9 @@ def test_online_pairs_begin_at_ln_2():
     training = practised(online_dpo, online_dpo.Settings(**SHORT), dice)
     report = training.step()
     assert report.loss == pytest.approx(np.log(2), abs=1e-6) and report.figures["margin"] == 0
+
+
+def test_asking_for_the_likeliest_answer_leaves_the_prompt_alone():
+    ids = [3, 1, 4]
+    text = likeliest(policy(get("numpy")), ids, tokens=5)
+    assert ids == [3, 1, 4] and 0 < len(text.split()) <= 5
