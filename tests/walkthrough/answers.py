@@ -142,6 +142,21 @@ square_gradient = lambda d_out, x: d_out * 2 * x
 """,
         ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
     ),
+    "20_three_ways": Answers(
+        """
+channels = [5, 69, 133, 197]
+rounds = 10
+memory_bytes = lambda T, D: 8 * T * D
+""",
+        ("channels = [15, 16, 17, 18]", "rounds = 1023", "memory_bytes = lambda T, D: 12 * T * D"),
+    ),
+    "21_who_reads_which_bytes": Answers(
+        """
+useful = 1 / 2
+cache_bytes = 28 * 1000 * 2 * 4 * 128 * 2
+loads_each = 2  # 2 MB must be on their way, and a load of each thread is 1 MB
+""",
+        ("useful = 1 / 4", "cache_bytes = 28 * 1000 * 2 * 28 * 128 * 2", "loads_each = 1"),
     "22_graphs": Answers(
         """
 enough = PYTHON - NODE  # 4.7: then the next launch is there before the device is
