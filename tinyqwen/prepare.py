@@ -25,7 +25,6 @@ from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, fill, tree, walk
 
-
 LONG = 70  # tokens of a prompt that take the ways of a long one
 
 
@@ -87,8 +86,8 @@ def small(config: Config, width: int = 512) -> Config:
     types = tuple(dict.fromkeys((FULL, *config.layer_types)))  # a window far shorter than the text, so that it slides
     G = max(min(config.num_key_value_heads, 2), -(-width // (R * K)))  # one head alone is another type: end to end
     return dataclasses.replace(
-        config, hidden_size=width, intermediate_size=width, num_hidden_layers=len(types), vocab_size=4 * width, head_dim=K,
-        num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
+        config, hidden_size=width, intermediate_size=width, num_hidden_layers=len(types), vocab_size=4 * width,
+        head_dim=K, num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
         moe_intermediate_size=32, shared_expert_intermediate_size=width,
         decoder_sparse_step=1, mlp_only_layers=(), layer_types=types,
         sliding_window=config.sliding_window and 50,
