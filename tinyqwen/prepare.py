@@ -65,10 +65,11 @@ def prepare_device(backend: Any, config: Config, weights: Node, sampling: Sampli
     """The same on a device: a prompt, and some tokens, recorded and replayed."""
     tiny, real = small(config, width=64), {kind(path): array for path, array in walk(weights)}
     zeros = fill(tiny, lambda name, shape: zeros_like(real[kind(name.removeprefix("model."))], shape))
-    backend.compiling = compiling or backend.compiling
+    before, backend.compiling = backend.compiling, compiling or backend.compiling
     running = Running([0] * LONG, make_cache(backend, tiny), sampling, context=2 * LONG, max_new_tokens=3)
     for _ in generate(backend, tiny, upload(backend, tree(zeros)), [running]):
         pass
+    backend.compiling = before
 
 
 def small(config: Config, width: int = 512) -> Config:
