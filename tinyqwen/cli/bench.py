@@ -114,10 +114,11 @@ def run_on_gpu(arguments: argparse.Namespace) -> int:
             for dtype in dtypes:
                 rows += gpu.measure(backend, name, SIZES[name].config(), dtype, limits, depths, prompts,
                                     arguments.tokens, report)  # fmt: skip
-    found = {"date": datetime.datetime.now(datetime.UTC).isoformat(), "limits": limits._asdict(), "rows": rows}
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    found = {"date": now, "limits": limits._asdict(), "rows": rows}
     text = json.dumps(found, indent=1)
     if arguments.results:
-        write(Path(arguments.results) / f"gpu-{found['date'][:10]}.json", text + "\n")
+        write(Path(arguments.results) / f"gpu-{now[:10]}.json", text + "\n")
     if arguments.json:
         print(text) if arguments.json == "-" else write(Path(arguments.json), text + "\n")
     if arguments.json != "-":
