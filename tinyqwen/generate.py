@@ -128,7 +128,7 @@ def generate(
     (2, 'length', 4)
     """
     vocabulary = vocabulary or config.vocab_size
-    at_once: int = chunk or getattr(backend, "chunk", CHUNK)
+    at_once: int = getattr(backend, "chunk", CHUNK) if chunk is None else chunk
     with Recorded(backend, config, weights, vocabulary) as recorded:
         while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
             before_step()

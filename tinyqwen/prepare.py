@@ -25,7 +25,6 @@ from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, fill, tree, walk
 
-
 LONG = 70  # tokens of a prompt that take the ways of a long one
 
 
@@ -66,10 +65,11 @@ def prepare_device(backend: Any, config: Config, weights: Node, sampling: Sampli
     """The same on a device: a prompt, and some tokens, recorded and replayed."""
     tiny, real = small(config, width=64), {kind(path): array for path, array in walk(weights)}
     zeros = fill(tiny, lambda name, shape: zeros_like(real[kind(name.removeprefix("model."))], shape))
-    backend.compiling = compiling or backend.compiling
+    before, backend.compiling = backend.compiling, compiling or backend.compiling
     running = Running([0] * LONG, make_cache(backend, tiny), sampling, context=2 * LONG, max_new_tokens=3)
     for _ in generate(backend, tiny, upload(backend, tree(zeros)), [running]):
         pass
+    backend.compiling = before
 
 
 def small(config: Config, width: int = 512) -> Config:
@@ -87,8 +87,8 @@ def small(config: Config, width: int = 512) -> Config:
     types = tuple(dict.fromkeys((FULL, *config.layer_types)))  # a window far shorter than the text, so that it slides
     G = max(min(config.num_key_value_heads, 2), -(-width // (R * K)))  # one head alone is another type: end to end
     return dataclasses.replace(
-        config, hidden_size=width, intermediate_size=width, num_hidden_layers=len(types), vocab_size=4 * width, head_dim=K,
-        num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
+        config, hidden_size=width, intermediate_size=width, num_hidden_layers=len(types), vocab_size=4 * width,
+        head_dim=K, num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
         moe_intermediate_size=32, shared_expert_intermediate_size=width,
         decoder_sparse_step=1, mlp_only_layers=(), layer_types=types,
         sliding_window=config.sliding_window and 50,

@@ -12,7 +12,6 @@ once and kept in the cache folder; nothing is downloaded. Times are only worth r
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
@@ -68,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.backend == "cuda":
+        from tinyqwen.cli.bench_gpu import run_on_gpu
+
         return run_on_gpu(arguments)
     names, dtypes, questions = check_flags(arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -89,47 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise TinyqwenError("nothing could be measured: " + "; ".join(
             f"{entry}: {why}" for model in models for entry, why in model.results.lost.items()))  # fmt: skip
     return 0
-
-
-def run_on_gpu(arguments: argparse.Namespace) -> int:
-    """Each size and format by itself: what else a GPU's owner wants to know, `tinyqwen.bench.gpu_check` measures."""
-    from tinyqwen.bench import gpu
-
-    if arguments.model or arguments.against:
-        raise UsageError("--backend cuda measures sizes with random weights: give --size; for peers on the GPU, run "
-                         "python -m tinyqwen.bench.gpu_check")  # fmt: skip
-    names, dtypes = words(arguments.size or "0.5B,1.5B,7B"), words(arguments.dtype or "bf16")
-    for flag, given, known in (("--size", names, SIZES), ("--dtype", dtypes, FORMATS)):
-        if strangers := [word for word in given if word not in known]:
-            raise UsageError(f"{flag} does not know {strangers[0]!r}; there are {', '.join(known)}")
-    depths, prompts = tuple(numbers("--decode", arguments.decode, 0)), tuple(numbers("--prefill", arguments.prefill, 1))
-    try:
-        backend = backends.get("cuda")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    with progress(arguments.quiet) as report:
-        report("what this GPU can do at best")
-        limits, rows = gpu.ceilings(backend), []
-        for name in names:
-            for dtype in dtypes:
-                rows += gpu.measure(backend, name, SIZES[name].config(), dtype, limits, depths, prompts,
-                                    arguments.tokens, report)  # fmt: skip
-    found = {"date": datetime.datetime.now(datetime.UTC).isoformat(), "limits": limits._asdict(), "rows": rows}
-    text = json.dumps(found, indent=1)
-    if arguments.results:
-        write(Path(arguments.results) / f"gpu-{found['date'][:10]}.json", text + "\n")
-    if arguments.json:
-        print(text) if arguments.json == "-" else write(Path(arguments.json), text + "\n")
-    if arguments.json != "-":
-        show_gpu(limits, rows)
-    return 0
-
-
-def show_gpu(limits, rows: list[dict]) -> None:
-    print(f"memory reads at {limits.read / 1e9:,.0f} GB/s; products reach {limits.peaks['bf16'] / 1e12:,.0f} TFLOP/s")
-    for row in rows:
-        said = row.get("why") or f"{row['tokens_s']:>10,.0f} tokens/s  {row['share']:>6.1%} of the ceiling"
-        print(f"{row['model']:>9} {row['format']:>5}  {row['what']:<20} {said}")
 
 
 # ---- what to measure ----

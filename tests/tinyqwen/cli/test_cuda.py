@@ -12,7 +12,7 @@ from tests.cuda_host import host
 from tests.cuda_host.fake_cupy import FakeCupy
 from tests.helpers import dense_config
 from tinyqwen.bench import gpu as measured
-from tinyqwen.cli import bench
+from tinyqwen.cli import bench_gpu
 
 GREEDY = "--raw", "--greedy", "-n", 8, "--json", "hi"
 SAMPLED = "--raw", "--temperature", 0.8, "--top-p", 0.9, "--top-k", 5, "--seed", 3, "-n", 8, "--json", "hi"
@@ -112,7 +112,7 @@ def test_a_chat_of_several_turns_says_the_same(tinyqwen, folder, gpu, monkeypatc
 
 
 def test_bench_measures_a_gpu_and_keeps_its_results(tinyqwen, gpu, monkeypatch, tmp_path):
-    monkeypatch.setitem(bench.SIZES, "0.5B", SimpleNamespace(config=dense_config))
+    monkeypatch.setitem(bench_gpu.SIZES, "0.5B", SimpleNamespace(config=dense_config))
     monkeypatch.setattr(measured, "ceilings", lambda backend: measured.Limits(1e12, {"bf16": 1e15}))
     flags = "--decode", "0", "--prefill", "40", "--tokens", 2, "--results", tmp_path, "--quiet"
     code, out, err = tinyqwen("bench", "--backend", "cuda", "--size", "0.5B", *flags)
