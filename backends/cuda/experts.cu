@@ -39,8 +39,9 @@ __device__ __forceinline__ void down(const long long* expert_A, const float* wei
   int first = blockIdx.x * rows_at_once(FORMAT), row = first + threadIdx.x;
   float y = 0;
   for (int a = 0; a < A; a++) {
-    const Expert& expert = table_E[expert_A[a]];
-    multiply_rows<FORMAT, 1, 1>({{expert.down, expert.down_scales, D, M}}, {first}, hidden_AM + (long long)a * M, 1, sums);
+    const Expert* expert = table_E + expert_A[a];
+    Matrix m[1] = {{expert->down, expert->down_scales, D, M}};
+    multiply_rows<FORMAT, 1, 1>(m, {first}, hidden_AM + (long long)a * M, 1, sums);
     __syncthreads();
     if (threadIdx.x < rows_at_once(FORMAT)) y += weight_A[a] * sum_of<FORMAT>(sums[0], threadIdx.x, 0);
     __syncthreads();  // before sums are written again
