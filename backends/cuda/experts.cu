@@ -49,7 +49,8 @@ __device__ __forceinline__ void down(const long long* expert_A, const float* wei
   if (threadIdx.x < rows_at_once(FORMAT) && row < D) out_D[row] = y;
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void experts_down_kernel(
+// 4 blocks side by side: left to itself the compiler takes 64 registers on sm_120, and 6 do not fit
+extern "C" __global__ __launch_bounds__(THREADS, 4) void experts_down_kernel(
     const float* hidden_NM, const long long* expert_TA, const float* weight_TA, const Expert* table_E, int format, float* out_TD,
     int A, int D, int M) {
   __shared__ Sums<1> sums[1];
