@@ -11,6 +11,7 @@ driver for 12 and on later ones, one for 13 needs a driver for 13. Which of them
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -66,6 +67,7 @@ def pip_line(driver: tuple[int, int] | None) -> str:
     return f"pip install 'tinyqwen[{extra(driver)}]'"
 
 
+@functools.cache
 def wheels() -> dict[str, str]:
     """The distributions of CuPy that are installed, and their versions."""
     found = {}

@@ -27,12 +27,15 @@ settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 # cpu-generic        as on an older processor
 # cupy-definitions   the definitions themselves on what stands in for CuPy's arrays
 # cuda-host          with the CUDA kernels, built for this processor
+# cuda-device        on a GPU, where there is one
 BACKENDS = {
     **{name: partial(backends.get, name) for name in backends.NAMES},
     "cpu-generic": partial(backends.get, "cpu", features=()),
     "cupy-definitions": lambda: backends.Backend(FakeCupy()),
     "cuda-host": lambda: Cuda(FakeCupy()),
 }
+if backends.choose()[0] == "cuda":
+    BACKENDS["cuda-device"] = partial(backends.get, "cuda")
 TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
 
 

@@ -123,7 +123,8 @@ def generate(
     >>> len(running.new_ids), running.finish_reason, running.cache.length        # the last token was never fed back
     (2, 'length', 4)
     """
-    vocabulary, chunk = vocabulary or config.vocab_size, chunk or getattr(backend, "chunk", CHUNK)
+    vocabulary = vocabulary or config.vocab_size
+    at_once: int = getattr(backend, "chunk", CHUNK) if chunk is None else chunk
     with Recorded(backend, config, weights, vocabulary) as recorded:
         while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
             before_step()
@@ -134,7 +135,7 @@ def generate(
                     sequence.append(chosen)
                     yield Event(sequence, chosen)
                 continue
-            taken = share(running, chunk)
+            taken = share(running, at_once)
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
             lengths = [len(sequence.ids) for sequence, _ in taken]
             step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)

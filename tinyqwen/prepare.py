@@ -25,6 +25,8 @@ from tinyqwen.sampling import Sampling, sample
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, fill, tree, walk
 
+LONG = 70  # tokens of a prompt that take the ways of a long one
+
 
 def prepare(
     backend: Backend,
@@ -61,18 +63,19 @@ def prepare(
 
 def prepare_device(backend: Any, config: Config, weights: Node, sampling: Sampling, make_cache, compiling) -> None:
     """The same on a device: a prompt, and some tokens, recorded and replayed."""
-    tiny, real = small(config), {kind(path): array for path, array in walk(weights)}
+    tiny, real = small(config, width=64), {kind(path): array for path, array in walk(weights)}
     zeros = fill(tiny, lambda name, shape: zeros_like(real[kind(name.removeprefix("model."))], shape))
-    backend.compiling = compiling or backend.compiling
-    running = Running([0] * CHUNK, make_cache(backend, tiny), sampling, context=2 * CHUNK, max_new_tokens=3)
+    before, backend.compiling = backend.compiling, compiling or backend.compiling
+    running = Running([0] * LONG, make_cache(backend, tiny), sampling, context=2 * LONG, max_new_tokens=3)
     for _ in generate(backend, tiny, upload(backend, tree(zeros)), [running]):
         pass
+    backend.compiling = before
 
 
-def small(config: Config) -> Config:
+def small(config: Config, width: int = 512) -> Config:
     """One layer of each kind; what kernels may be made for (sizes of heads) stays, all else shrinks.
 
-    Not below 512, though: with so wide rows, a chunk of prompt is large enough to be shared by threads.
+    Not below 512 for threads, though: with so wide rows, a chunk of prompt is large enough to be shared by them.
 
     >>> from tinyqwen.sizes import SIZES
     >>> small(SIZES["57B-A14B"].config()).letters
@@ -82,11 +85,11 @@ def small(config: Config) -> Config:
     R = config.num_attention_heads // config.num_key_value_heads
     chunk = config.dual_chunk_attention_config and DualChunk(40, 8)
     types = tuple(dict.fromkeys((FULL, *config.layer_types)))  # a window far shorter than the text, so that it slides
-    G = max(min(config.num_key_value_heads, 2), -(-512 // (R * K)))  # one head alone is another type: end to end
+    G = max(min(config.num_key_value_heads, 2), -(-width // (R * K)))  # one head alone is another type: end to end
     return dataclasses.replace(
-        config, hidden_size=512, intermediate_size=512, num_hidden_layers=len(types), vocab_size=2048, head_dim=K,
-        num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
-        moe_intermediate_size=32, shared_expert_intermediate_size=512,
+        config, hidden_size=width, intermediate_size=width, num_hidden_layers=len(types), vocab_size=4 * width,
+        head_dim=K, num_attention_heads=R * G, num_key_value_heads=G, num_experts=experts, num_experts_per_tok=experts,
+        moe_intermediate_size=32, shared_expert_intermediate_size=width,
         decoder_sparse_step=1, mlp_only_layers=(), layer_types=types,
         sliding_window=config.sliding_window and 50,
         dual_chunk_attention_config=chunk,

@@ -125,6 +125,7 @@ class Recorded:
     def begin(self, sequences: list) -> None:
         """Record a step of these sequences, and put the device where they stand."""
         self.wait()
+        self.backend.enter()
         xp, N = self.backend.xp, len(sequences)
         for sequence in sequences:
             sequence.cache.reserve(len(sequence.ids) + 1)

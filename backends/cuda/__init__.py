@@ -78,13 +78,14 @@ class Cuda(Backend):
         shared_bytes  dynamic shared memory of a block
         constants     constexpr ints of the text; for each set of them it is compiled once
         """
-        kernel = self._kernels.get((name, *constants.items()))
+        key = name, max(shared_bytes, STATIC_LIMIT), *constants.items()
+        kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self.kernel(name, shared_bytes, constants)
+            kernel = self._kernels[key] = self.kernel(name, shared_bytes, constants)
         kernel(triple(grid), triple(block), arguments, shared_mem=shared_bytes)
 
     def kernel(self, name: str, shared_bytes: int, constants: dict[str, int]):
-        """The compiled kernel of that name, kept."""
+        """The compiled kernel of that name, allowed so much shared memory."""
         stem = source.KERNELS[name]
         module = self._kernels.get((stem, *sorted(constants.items())))
         if module is None:
@@ -94,7 +95,6 @@ class Cuda(Backend):
         kernel = module.get_function(name)
         if shared_bytes > STATIC_LIMIT:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
-        self._kernels[name, *constants.items()] = kernel
         return kernel
 
     def counters(self, count: int):

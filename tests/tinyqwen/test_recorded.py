@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+import backends
 from backends import Backend
 from backends.cuda import Cuda
 from tests.cuda_host import host
@@ -26,11 +27,20 @@ FUSED = dense_config(
 HOT = Sampling(do_sample=True, temperature=0.9, top_k=7, top_p=0.9, repetition_penalty=1.3)
 
 
-@pytest.fixture
-def cuda():
+@pytest.fixture(params=["cuda-host", "cuda-device"] if backends.choose()[0] == "cuda" else ["cuda-host"])
+def cuda(request):
+    if request.param == "cuda-device":
+        return backends.get("cuda")
     if why := host.missing():
         pytest.skip(why)
     return Cuda(FakeCupy())
+
+
+def on_the_stand_in(cuda) -> FakeCupy:
+    """The array module, if it counts what a GPU does not tell."""
+    if not isinstance(cuda.xp, FakeCupy):
+        pytest.skip("a GPU does not count this")
+    return cuda.xp
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def graphs(cuda, monkeypatch):
     """The graphs that are made, and how often each is launched."""
     made, record = [], cuda.record
     monkeypatch.setattr(cuda, "record", lambda function: made.append(record(function)) or made[-1])
-    return lambda: [recording.graph.launches for recording in made]
+    return lambda: [getattr(recording.graph, "launches", None) for recording in made]
 
 
 def start(backend, config, length=5, seed=0, sampling=Sampling(), count=10, **settings):  # noqa: B008
@@ -59,7 +69,7 @@ def run(backend, config, sequences, **settings):
 def test_the_same_tokens_as_step_by_step(cuda, graphs, config, sampling):
     expected = run(NUMPY, config, [start(NUMPY, config, sampling=sampling)])
     assert run(cuda, config, [start(cuda, config, sampling=sampling)]) == expected
-    assert graphs() == [10]  # nine tokens after the prompt's, and one step ahead
+    assert graphs() in ([10], [None])  # nine tokens after the prompt's, and one step ahead
 
 
 def test_several_sequences_of_several_kinds(cuda, graphs):
@@ -80,12 +90,12 @@ def test_a_cache_that_grows_gets_another_graph(cuda, graphs):
 
 
 def test_the_host_waits_once_a_token(cuda):
-    sequence = start(cuda, FUSED, count=30)
+    xp, sequence = on_the_stand_in(cuda), start(cuda, FUSED, count=30)
     steps = generate(cuda, FUSED, small_weights(FUSED, cuda), [sequence])
     list(islice(steps, 5))
-    before = cuda.xp.waits
+    before = xp.waits
     list(islice(steps, 20))
-    assert cuda.xp.waits - before == 20
+    assert xp.waits - before == 20
 
 
 def test_a_chat_goes_on_with_the_cache_it_has(cuda):

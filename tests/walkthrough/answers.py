@@ -158,4 +158,13 @@ loads_each = 2  # 2 MB must be on their way, and a load of each thread is 1 MB
 """,
         ("useful = 1 / 4", "cache_bytes = 28 * 1000 * 2 * 28 * 128 * 2", "loads_each = 1"),
     ),
+    "22_graphs": Answers(
+        """
+enough = PYTHON - NODE  # 4.7: then the next launch is there before the device is
+adding = Recorder()
+adding(lambda: sum_1.__iadd__(token_1))
+speed = 1e6 / 500
+""",
+        ("enough = 2.0", "adding = Recorder(); adding(sum_1.__iadd__, 1)", "speed = 1e6 / 900"),
+    ),
 }

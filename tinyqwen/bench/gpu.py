@@ -62,7 +62,7 @@ def weights_on(backend: Any, config: Config, format: str) -> Node:
         if kind in ("int8", "int4"):
             number = 8 if kind == "int8" else 4
             values, scales = stored_shapes(number, shape)
-            small = repeated(noise, scales) * 0.01
+            small = repeated(noise, scales).astype(np.float32) * 0.01  # CuPy has few loops for bfloat16
             return Quantised(number, (shape[0], shape[1]), repeated(bits, values), small.astype(BFLOAT16))
         return repeated(noise, shape).astype(DTYPES[kind], copy=False)
 

@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-dtype", dest="kv", default="bf16", choices=KV_BYTES, help="how our cache is stored (default bf16)"
     )
-    parser.add_argument("--backend", default="cpu", choices=backends.NAMES, help="of our own model (default cpu)")
+    parser.add_argument(
+        "--backend", default="cpu", choices=[*backends.NAMES, *backends.DEVICES],
+        help="of our own model (default cpu); cuda measures a GPU, with random weights and ceilings of its own",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="for everybody (default: this process's cores)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one to warm up (default 5)")
     parser.add_argument("--prefill", default="128,512,2048", metavar="N,...", help="prompts (default 128,512,2048)")
@@ -63,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "cuda":
+        from tinyqwen.cli.bench_gpu import run_on_gpu
+
+        return run_on_gpu(arguments)
     names, dtypes, questions = check_flags(arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = arguments.threads or cores

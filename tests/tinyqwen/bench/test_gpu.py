@@ -20,8 +20,9 @@ def cuda():
     return Cuda(FakeCupy(memory=1 << 30))
 
 
-@pytest.mark.parametrize(("config", "format"), [(CONFIG, "bf16"), (CONFIG, "int8"), (CONFIG, "int4"), (moe_config(), "bf16")],
-                         ids=["bf16", "int8", "int4", "moe"])  # fmt: skip
+@pytest.mark.parametrize(("config", "format"), [
+    (CONFIG, "bf16"), (CONFIG, "int8"), (CONFIG, "int4"), (moe_config(), "bf16"),
+], ids=["bf16", "int8", "int4", "moe"])  # fmt: skip
 def test_every_question_gets_a_row_with_its_share_of_the_ceiling(cuda, config, format):
     limits = gpu.ceilings(cuda, quick=True)
     found = list(gpu.measure(cuda, "tiny", config, format, limits, depths=(0, 40), prompts=(40,), tokens=3))

@@ -1,12 +1,18 @@
 """`--backend cuda` from the command line, on the stand-in for CuPy; and what is said where there is no GPU."""
 
+import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from backends import nvidia
 from tests.cuda_host import host
 from tests.cuda_host.fake_cupy import FakeCupy
+from tests.helpers import dense_config
+from tinyqwen.bench import gpu as measured
+from tinyqwen.cli import bench_gpu
 
 GREEDY = "--raw", "--greedy", "-n", 8, "--json", "hi"
 SAMPLED = "--raw", "--temperature", 0.8, "--top-p", 0.9, "--top-k", 5, "--seed", 3, "-n", 8, "--json", "hi"
@@ -92,3 +98,33 @@ def test_some_layers_on_the_processor_say_the_same(tinyqwen, folder, gpu):
 def test_gpu_layers_that_mean_nothing_are_refused(tinyqwen, folder, gpu, flags, said):
     code, out, err = tinyqwen("generate", "-m", folder, *flags, *GREEDY)
     assert (code, out) == (2, "") and said in err
+
+
+def test_a_chat_of_several_turns_says_the_same(tinyqwen, folder, gpu, monkeypatch):
+    said = {}
+    for backend in ("cpu", "cuda"):
+        lines = io.BytesIO(b"hello there\nand again\n/undo\nsomething else\n")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines))
+        code, out, err = tinyqwen("chat", "-m", folder, "--backend", backend, "--seed", 5, "-n", 12, "--top-k", 9)
+        assert code == 0, err
+        said[backend] = out
+    assert said["cuda"] == said["cpu"] and len(said["cpu"]) > 20
+
+
+def test_bench_measures_a_gpu_and_keeps_its_results(tinyqwen, gpu, monkeypatch, tmp_path):
+    monkeypatch.setitem(bench_gpu.SIZES, "0.5B", SimpleNamespace(config=dense_config))
+    monkeypatch.setattr(measured, "ceilings", lambda backend: measured.Limits(1e12, {"bf16": 1e15}))
+    flags = "--decode", "0", "--prefill", "40", "--tokens", 2, "--results", tmp_path, "--quiet"
+    code, out, err = tinyqwen("bench", "--backend", "cuda", "--size", "0.5B", *flags)
+    assert code == 0, err
+    assert "memory reads at 1,000 GB/s; products reach 1,000 TFLOP/s" in out and "of the ceiling" in out
+    (file,) = tmp_path.glob("gpu-*.json")
+    assert [row["what"] for row in json.loads(file.read_text())["rows"]] == ["decode behind 0", "prompt of 40"]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--model", "x"), ("--against", "transformers"), ("--size", "9B"), ("--dtype", "f8")]
+)
+def test_bench_refuses_what_it_would_not_measure(tinyqwen, gpu, flags):
+    code, out, err = tinyqwen("bench", "--backend", "cuda", *flags)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
