@@ -20,8 +20,8 @@ def gpu(backend):
     return backend
 
 
-def launch(backend, name, grid, block, arguments, shared_bytes=0):
-    gpu(backend).launch(name, grid, block, arguments, shared_bytes)
+def launch(backend, name, grid, block, arguments, shared_bytes=0, **constants):
+    gpu(backend).launch(name, grid, block, arguments, shared_bytes, **constants)
 
 
 def empty(backend, shape, dtype=np.float32):

@@ -8,6 +8,9 @@
 // keys has its own softmax (largest score, sum, weighted values); in the end streams are merged, then splits: the block
 // that comes last does it, always in the same order, so the bits do not depend on who came last.
 //
+// Compiled for what is known beforehand: KEY_FORMAT, KEY_LANES of a key, KEY_WHOLE (K is a multiple of 8, and every key
+// begins on 16 bytes), see attention.py. All in one kernel would take 20 s to compile.
+//
 // Query t sees keys past + t - window < s <= past + t. Scores are in units of log 2, where exp is one instruction.
 
 constexpr int ROWS = 8, DIMS = 8;
@@ -16,39 +19,38 @@ struct Keys {  // of one KV head: key s begins at s * stride
   const void *k, *v;
   const float *k_scale, *v_scale;
   long long stride;
-  bool whole;  // K is a multiple of 8 and everything lies on 16 bytes
 };
 
-template <int FORMAT>
-__device__ __forceinline__ void load_dims(const void* base, const float* scale, const Keys& keys, int s, int first, int K, float (&x)[DIMS]) {
-  long long place = s * keys.stride + first;
-  if (keys.whole && first < K) {
-    if constexpr (FORMAT == F32) load8(static_cast<const float*>(base) + place, x);
-    if constexpr (FORMAT == BF16) load8(static_cast<const bf16*>(base) + place, x);
-    if constexpr (FORMAT == INT8) {
-      uint2 v = __ldg(reinterpret_cast<const uint2*>(static_cast<const signed char*>(base) + place));
+template <int FORMAT> struct Stored { using type = float; };
+template <> struct Stored<BF16> { using type = bf16; };
+template <> struct Stored<INT8> { using type = signed char; };
+
+// 8 numbers of a key or value as they are stored; where they do not lie on 16 bytes, one by one and only K of them.
+template <int FORMAT, bool WHOLE> struct Piece {
+  using W = typename Stored<FORMAT>::type;
+  Eight<W> eight;
+  __device__ __forceinline__ void read(const void* base, long long place, int) { eight.read(static_cast<const W*>(base) + place); }
+  __device__ __forceinline__ void widen(float (&x)[DIMS]) const { eight.widen(x); }
+};
+template <int FORMAT> struct Piece<FORMAT, false> {
+  float one[DIMS];
+  __device__ __forceinline__ void read(const void* base, long long place, int count) {
 #pragma unroll
-      for (int i = 0; i < DIMS; i++) x[i] = (float)(signed char)((i < 4 ? v.x : v.y) >> i % 4 * 8) * scale[s];
-    }
-    return;
+    for (int i = 0; i < DIMS; i++) one[i] = i < count ? widened(static_cast<const typename Stored<FORMAT>::type*>(base)[place + i]) : 0.0f;
   }
+  __device__ __forceinline__ void widen(float (&x)[DIMS]) const {
 #pragma unroll
-  for (int i = 0; i < DIMS; i++) {
-    x[i] = 0;
-    if (first + i >= K) continue;
-    if constexpr (FORMAT == F32) x[i] = static_cast<const float*>(base)[place + i];
-    if constexpr (FORMAT == BF16) x[i] = widened(static_cast<const bf16*>(base)[place + i]);
-    if constexpr (FORMAT == INT8) x[i] = (float)static_cast<const signed char*>(base)[place + i] * scale[s];
+    for (int i = 0; i < DIMS; i++) x[i] = one[i];
   }
-}
+};
 
 struct Sizes { int T, H, R, K, past, window; };
 
 // The softmax of 8 rows over keys begin .. end - 1, by streams: each leaves its part in shared memory.
-template <int FORMAT, int LANES>
+template <int FORMAT, int LANES, bool WHOLE>
 __device__ __forceinline__ void attend_keys(const float* q_THK, const Keys& keys, const Sizes& n, int head, int first_row,
                                             int begin, int end, float* mixed, float* top_of, float* total_of) {
-  constexpr int STREAMS = THREADS / LANES;
+  constexpr int STREAMS = THREADS / LANES, STEPS = WHOLE && FORMAT != F32 ? 4 : 1;  // keys whose reads are on their way
   int stream = threadIdx.x / LANES, first = threadIdx.x % LANES * DIMS;
   float q[ROWS][DIMS], mix[ROWS][DIMS], top[ROWS], total[ROWS], scale = rsqrtf((float)n.K) * 1.44269504f;
 #pragma unroll
@@ -61,32 +63,46 @@ __device__ __forceinline__ void attend_keys(const float* q_THK, const Keys& keys
       mix[r][i] = 0;
     }
   }
-  for (int base = begin; base < end; base += STREAMS) {  // all streams go on together: lanes must meet
-    int s = base + stream;
-    float k[DIMS] = {}, v[DIMS] = {};
-    if (s < end) {
-      load_dims<FORMAT>(keys.k, keys.k_scale, keys, s, first, n.K, k);
-      load_dims<FORMAT>(keys.v, keys.v_scale, keys, s, first, n.K, v);
+  for (int base = begin; base < end; base += STREAMS * STEPS) {  // all streams go on together: lanes must meet
+    Piece<FORMAT, WHOLE> k_of[STEPS], v_of[STEPS];
+    float k_scale[STEPS], v_scale[STEPS];
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      int s = base + step * STREAMS + stream;
+      if (s >= end || first >= n.K) continue;
+      k_of[step].read(keys.k, s * keys.stride + first, n.K - first);
+      v_of[step].read(keys.v, s * keys.stride + first, n.K - first);
+      if constexpr (FORMAT == INT8) k_scale[step] = keys.k_scale[s], v_scale[step] = keys.v_scale[s];
     }
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      float score = 0;
+    for (int step = 0; step < STEPS; step++) {
+      int s = base + step * STREAMS + stream;
+      float k[DIMS] = {}, v[DIMS] = {};
+      if (s < end && first < n.K) {
+        k_of[step].widen(k), v_of[step].widen(v);
 #pragma unroll
-      for (int i = 0; i < DIMS; i++) score += q[r][i] * k[i];
-#pragma unroll
-      for (int mask = LANES / 2; mask; mask /= 2) score += __shfl_xor_sync(0xffffffffu, score, mask);
-      int place = n.past + (first_row + r) / n.R;  // of this query among the keys
-      if (s >= end || s > place || s <= place - n.window) continue;
-      if (score > top[r]) {
-        float shrink = exp2f(top[r] - score);
-        top[r] = score, total[r] *= shrink;
-#pragma unroll
-        for (int i = 0; i < DIMS; i++) mix[r][i] *= shrink;
+        for (int i = 0; i < DIMS && FORMAT == INT8; i++) k[i] *= k_scale[step], v[i] *= v_scale[step];
       }
-      float weight = exp2f(score - top[r]);
-      total[r] += weight;
 #pragma unroll
-      for (int i = 0; i < DIMS; i++) mix[r][i] += weight * v[i];
+      for (int r = 0; r < ROWS; r++) {
+        float score = 0;
+#pragma unroll
+        for (int i = 0; i < DIMS; i++) score += q[r][i] * k[i];
+#pragma unroll
+        for (int mask = LANES / 2; mask; mask /= 2) score += __shfl_xor_sync(0xffffffffu, score, mask);
+        int place = n.past + (first_row + r) / n.R;  // of this query among the keys
+        if (s >= end || s > place || s <= place - n.window) continue;
+        if (score > top[r]) {
+          float shrink = exp2f(top[r] - score);
+          top[r] = score, total[r] *= shrink;
+#pragma unroll
+          for (int i = 0; i < DIMS; i++) mix[r][i] *= shrink;
+        }
+        float weight = exp2f(score - top[r]);
+        total[r] += weight;
+#pragma unroll
+        for (int i = 0; i < DIMS; i++) mix[r][i] += weight * v[i];
+      }
     }
   }
 #pragma unroll
@@ -112,7 +128,7 @@ template <class Part> __device__ __forceinline__ Merged merged(int parts, Part p
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
-    const float* q_THK, int format, const void* k_GSK, const void* v_GSK, const float* k_scale_GS, const float* v_scale_GS,
+    const float* q_THK, const void* k_GSK, const void* v_GSK, const float* k_scale_GS, const float* v_scale_GS,
     float* out_THK, float* lse_TH, float* parts, unsigned* finished, const long long* past_1,
     int T, int H, int G, int K, int S, int past, int window, long long stride_G, long long stride_S, long long scale_stride_G) {
   __shared__ float mixed[THREADS * DIMS * ROWS], top_of[16 * ROWS], total_of[16 * ROWS];
@@ -123,16 +139,10 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
   int lowest = max(0, n.past + first_row / n.R + 1 - n.window), highest = min(S, n.past + (first_row + rows - 1) / n.R + 1);
   int each = (max(0, highest - lowest) + splits - 1) / splits, begin = lowest + split * each, end = min(highest, begin + each);
 
-  int bytes = format == F32 ? 4 : format == BF16 ? 2 : 1;
+  constexpr int lanes = KEY_LANES, bytes = KEY_FORMAT == F32 ? 4 : KEY_FORMAT == BF16 ? 2 : 1;
   Keys keys{static_cast<const char*>(k_GSK) + head * stride_G * bytes, static_cast<const char*>(v_GSK) + head * stride_G * bytes,
-            k_scale_GS + head * scale_stride_G, v_scale_GS + head * scale_stride_G, stride_S, false};
-  keys.whole = K % 8 == 0 && stride_S % 16 == 0 && on_16_bytes(keys.k) && on_16_bytes(keys.v);
-  int lanes = K <= 64 ? 8 : K <= 128 ? 16 : 32;
-#define ATTEND(FORMAT, LANES) attend_keys<FORMAT, LANES>(q_THK, keys, n, head, first_row, begin, end, mixed, top_of, total_of)
-#define ATTEND_ALL(FORMAT) lanes == 8 ? ATTEND(FORMAT, 8) : lanes == 16 ? ATTEND(FORMAT, 16) : ATTEND(FORMAT, 32)
-  if (format == F32) ATTEND_ALL(F32);
-  else if (format == BF16) ATTEND_ALL(BF16);
-  else ATTEND_ALL(INT8);
+            k_scale_GS + head * scale_stride_G, v_scale_GS + head * scale_stride_G, stride_S};
+  attend_keys<KEY_FORMAT, KEY_LANES, KEY_WHOLE>(q_THK, keys, n, head, first_row, begin, end, mixed, top_of, total_of);
   __syncthreads();
 
   auto finish = [&](int r, int i, const Merged& all) {

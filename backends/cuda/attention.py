@@ -53,10 +53,13 @@ def attend(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH=None, pas
     strides = k.strides[0] // k.itemsize, k.strides[1] // k.itemsize, scale_stride
     sizes = T, H, G, K, S, 0 if past_1 is not None else past, window or 0
     arguments = (
-        q_THK, format_of(k_GSK), address(k), address(v), *scales, out_THK, lse_TH, parts, finished, past_1,
+        q_THK, address(k), address(v), *scales, out_THK, lse_TH, parts, finished, past_1,
         *map(np.int32, sizes), *map(np.int64, strides),
     )  # fmt: skip
-    launch(backend, "attention_kernel", (splits, row_blocks, G), THREADS, arguments)
+    whole = K % 8 == 0 and begins_on_16_bytes(k) and begins_on_16_bytes(v)
+    lanes = 32 if not whole or K > 128 else 16 if K > 64 else 8
+    constants = {"KEY_FORMAT": int(format_of(k_GSK)), "KEY_LANES": lanes, "KEY_WHOLE": int(whole)}
+    launch(backend, "attention_kernel", (splits, row_blocks, G), THREADS, arguments, **constants)
 
 
 def attend_prompt(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH) -> None:
@@ -71,9 +74,13 @@ def attend_prompt(backend, q_THK, k_GSK, v_GSK, past, window, out_THK, lse_TH) -
 
 
 def on_tensor_cores(k, v, K) -> bool:
-    """Whether they take these keys and values: bfloat16, and every vector begins on 16 bytes."""
-    places = *k.strides[:2], int(address(k)), int(address(v))
-    return k.dtype == BFLOAT16 and K in (64, 128) and not any(place % 16 for place in places)
+    """Whether they take these keys and values."""
+    return k.dtype == BFLOAT16 and K in (64, 128) and begins_on_16_bytes(k) and begins_on_16_bytes(v)
+
+
+def begins_on_16_bytes(x_GSK) -> bool:
+    """Whether every vector does, so that it can be read in pieces of that size."""
+    return not any(place % 16 for place in (*x_GSK.strides[:2], int(address(x_GSK))))
 
 
 def readable(backend, kv_GSK):

@@ -39,8 +39,9 @@ __device__ __forceinline__ void down(const long long* expert_A, const float* wei
   int first = blockIdx.x * rows_at_once(FORMAT), row = first + threadIdx.x;
   float y = 0;
   for (int a = 0; a < A; a++) {
-    const Expert& expert = table_E[expert_A[a]];
-    multiply_rows<FORMAT, 1, 1>({{expert.down, expert.down_scales, D, M}}, {first}, hidden_AM + (long long)a * M, 1, sums);
+    const Expert* expert = table_E + expert_A[a];
+    Matrix m[1] = {{expert->down, expert->down_scales, D, M}};
+    multiply_rows<FORMAT, 1, 1>(m, {first}, hidden_AM + (long long)a * M, 1, sums);
     __syncthreads();
     if (threadIdx.x < rows_at_once(FORMAT)) y += weight_A[a] * sum_of<FORMAT>(sums[0], threadIdx.x, 0);
     __syncthreads();  // before sums are written again
@@ -48,7 +49,8 @@ __device__ __forceinline__ void down(const long long* expert_A, const float* wei
   if (threadIdx.x < rows_at_once(FORMAT) && row < D) out_D[row] = y;
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void experts_down_kernel(
+// 4 blocks side by side: left to itself the compiler takes 64 registers on sm_120, and 6 do not fit
+extern "C" __global__ __launch_bounds__(THREADS, 4) void experts_down_kernel(
     const float* hidden_NM, const long long* expert_TA, const float* weight_TA, const Expert* table_E, int format, float* out_TD,
     int A, int D, int M) {
   __shared__ Sums<1> sums[1];

@@ -8,6 +8,7 @@
 //                8 times. A lane holds 4 of the rows; the warps of a block share out the columns of these 16
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
+constexpr int AHEAD = 4;  // reads of a lane that are on their way together
 
 template <int FORMAT> struct Plain { using type = float; };
 template <> struct Plain<BF16> { using type = bf16; };
@@ -37,20 +38,30 @@ __device__ __forceinline__ void dot_rows(const W* const (&row)[ROWS], const floa
     for (int t = 0; t < TOKENS; t++) sum[n][t] = 0;
   }
   if (whole) {
-#pragma unroll 4
-    for (int i = 8 * lane; i < I; i += 256) {
-      float w[ROWS][8];
+    for (int first = 8 * lane; first < I; first += 256 * AHEAD) {
+      Eight<W> read[AHEAD][ROWS];
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) load8(row[n] + i, w[n]);
-#pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        if (t >= T) break;
-        const float4* four = reinterpret_cast<const float4*>(x + (long long)t * I + i);
-        float4 a = four[0], b = four[1];
+      for (int a = 0; a < AHEAD; a++)
 #pragma unroll
         for (int n = 0; n < ROWS; n++)
-          sum[n][t] += w[n][0] * a.x + w[n][1] * a.y + w[n][2] * a.z + w[n][3] * a.w + w[n][4] * b.x + w[n][5] * b.y +
-                       w[n][6] * b.z + w[n][7] * b.w;
+          if (first + 256 * a < I) read[a][n].read(row[n] + first + 256 * a);
+#pragma unroll
+      for (int a = 0; a < AHEAD; a++) {
+        int i = first + 256 * a;
+        if (i >= I) break;
+        float w[ROWS][8];
+#pragma unroll
+        for (int n = 0; n < ROWS; n++) read[a][n].widen(w[n]);
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+          if (t >= T) break;
+          const float4* four = reinterpret_cast<const float4*>(x + (long long)t * I + i);
+          float4 x0 = four[0], x4 = four[1];
+#pragma unroll
+          for (int n = 0; n < ROWS; n++)
+            sum[n][t] += w[n][0] * x0.x + w[n][1] * x0.y + w[n][2] * x0.z + w[n][3] * x0.w + w[n][4] * x4.x +
+                         w[n][5] * x4.y + w[n][6] * x4.z + w[n][7] * x4.w;
+        }
       }
     }
   } else {
@@ -101,26 +112,34 @@ __device__ __forceinline__ void dot_tile(const Matrix& m, int tile, const float*
   for (int i = 0; i < 4; i++)
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) sum[i][t] = 0;
-#pragma unroll 2
-  for (int q = 8 * warp + lane / 4; q < words; q += 8 * WARPS) {
-    uint4 four = load_once(values + q * 4 + lane % 4);
-    uint2 two = __ldg(scales + q / WORDS * 4 + lane % 4);
-    unsigned word[4] = {four.x, four.y, four.z, four.w};
-    float scale[4] = {low_half(two.x), high_half(two.x), low_half(two.y), high_half(two.y)};
-    int first = q * COLUMNS;
+  for (int start = 8 * warp + lane / 4; start < words; start += 8 * WARPS * AHEAD) {
+    uint4 four[AHEAD];
+    uint2 two[AHEAD];
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-      if (t >= T) break;
-      float x_of[COLUMNS];
+    for (int a = 0; a < AHEAD; a++) {
+      int q = start + 8 * WARPS * a;
+      if (q < words) four[a] = load_once(values + q * 4 + lane % 4), two[a] = __ldg(scales + q / WORDS * 4 + lane % 4);
+    }
 #pragma unroll
-      for (int c = 0; c < COLUMNS; c++) x_of[c] = first + c < m.I ? x[(long long)t * m.I + first + c] : 0.0f;
+    for (int a = 0; a < AHEAD; a++) {
+      int q = start + 8 * WARPS * a, first = q * COLUMNS;
+      if (q >= words) break;
+      unsigned word[4] = {four[a].x, four[a].y, four[a].z, four[a].w};
+      float scale[4] = {low_half(two[a].x), high_half(two[a].x), low_half(two[a].y), high_half(two[a].y)};
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float dot = 0;
+      for (int t = 0; t < TOKENS; t++) {
+        if (t >= T) break;
+        float x_of[COLUMNS];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++)  // int4: columns 0 1 2 3 are low halves, 4 5 6 7 the high ones
-          dot += x_of[c] * (FORMAT == INT8 ? byte_of(word[i], c) : half_byte_of(word[i], c % 4 * 2 + c / 4));
-        sum[i][t] += scale[i] * dot;
+        for (int c = 0; c < COLUMNS; c++) x_of[c] = first + c < m.I ? x[(long long)t * m.I + first + c] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float dot = 0;
+#pragma unroll
+          for (int c = 0; c < COLUMNS; c++)  // int4: columns 0 1 2 3 are low halves, 4 5 6 7 the high ones
+            dot += x_of[c] * (FORMAT == INT8 ? byte_of(word[i], c) : half_byte_of(word[i], c % 4 * 2 + c / 4));
+          sum[i][t] += scale[i] * dot;
+        }
       }
     }
   }

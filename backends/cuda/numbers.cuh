@@ -17,17 +17,33 @@ __device__ __forceinline__ float number(const void* x, int format, long long i) 
 
 __device__ __forceinline__ bool on_16_bytes(const void* p) { return (reinterpret_cast<u64>(p) & 15) == 0; }
 
-// 8 numbers that lie side by side
-__device__ __forceinline__ void load8(const bf16* p, float (&x)[8]) {
-  uint4 v = load_once(p);
-  x[0] = low_half(v.x), x[1] = high_half(v.x), x[2] = low_half(v.y), x[3] = high_half(v.y);
-  x[4] = low_half(v.z), x[5] = high_half(v.z), x[6] = low_half(v.w), x[7] = high_half(v.w);
-}
-__device__ __forceinline__ void load8(const float* p, float (&x)[8]) {
-  uint4 a = load_once(p), b = load_once(p + 4);
-  x[0] = __uint_as_float(a.x), x[1] = __uint_as_float(a.y), x[2] = __uint_as_float(a.z), x[3] = __uint_as_float(a.w);
-  x[4] = __uint_as_float(b.x), x[5] = __uint_as_float(b.y), x[6] = __uint_as_float(b.z), x[7] = __uint_as_float(b.w);
-}
+// 8 numbers that lie side by side, as they were read. Several are read before the first is used: then the memory works
+// on all of them at once, and one waits 700 ns for all and not for each.
+template <class W> struct Eight;
+template <> struct Eight<bf16> {
+  uint4 v;
+  __device__ __forceinline__ void read(const bf16* p) { v = load_once(p); }
+  __device__ __forceinline__ void widen(float (&x)[8]) const {
+    x[0] = low_half(v.x), x[1] = high_half(v.x), x[2] = low_half(v.y), x[3] = high_half(v.y);
+    x[4] = low_half(v.z), x[5] = high_half(v.z), x[6] = low_half(v.w), x[7] = high_half(v.w);
+  }
+};
+template <> struct Eight<float> {
+  uint4 a, b;
+  __device__ __forceinline__ void read(const float* p) { a = load_once(p), b = load_once(p + 4); }
+  __device__ __forceinline__ void widen(float (&x)[8]) const {
+    x[0] = __uint_as_float(a.x), x[1] = __uint_as_float(a.y), x[2] = __uint_as_float(a.z), x[3] = __uint_as_float(a.w);
+    x[4] = __uint_as_float(b.x), x[5] = __uint_as_float(b.y), x[6] = __uint_as_float(b.z), x[7] = __uint_as_float(b.w);
+  }
+};
+template <> struct Eight<signed char> {
+  uint2 v;
+  __device__ __forceinline__ void read(const signed char* p) { v = __ldg(reinterpret_cast<const uint2*>(p)); }
+  __device__ __forceinline__ void widen(float (&x)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = (float)(signed char)((i < 4 ? v.x : v.y) >> i % 4 * 8);
+  }
+};
 
 // the sum over the lanes of a warp, in the same order whoever comes first; every lane gets it
 __device__ __forceinline__ float warp_sum(float x) {

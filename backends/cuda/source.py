@@ -12,6 +12,8 @@ import importlib.resources
 import re
 
 HEADERS = ("ptx.cuh", "numbers.cuh", "matrix.cuh")  # in this order, before every .cu
+# Constants that a file must have; these are those of the 0.5B with a bfloat16 cache.
+CONSTANTS = {"attention": {"KEY_FORMAT": 1, "KEY_LANES": 8, "KEY_WHOLE": 1}}
 KERNEL = re.compile(r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (\w+)\(')
 
 
@@ -29,12 +31,13 @@ def stems() -> tuple[str, ...]:
 def program(stem: str, **constants: int) -> str:
     """The text of one `.cu` file with all that it needs before it.
 
-    constants   become constexpr ints: a compiler unrolls loops whose lengths it knows
+    constants   become constexpr ints: a compiler unrolls loops whose lengths it knows; left out, those of `CONSTANTS`
 
-    >>> program("rms_norm", HEAD_DIM=64).splitlines()[0]
-    'constexpr int HEAD_DIM = 64;'
+    >>> program("attention", KEY_LANES=16).splitlines()[:2]
+    ['constexpr int KEY_FORMAT = 1;', 'constexpr int KEY_LANES = 16;']
     """
-    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
+    all_constants = {**CONSTANTS.get(stem, {}), **constants}
+    lines = [f"constexpr int {name} = {value};" for name, value in all_constants.items()]
     files = [f'#line 1 "{name}"\n{read(name)}' for name in (*HEADERS, f"{stem}.cu")]
     return "\n".join(lines + files)
 

@@ -12,8 +12,8 @@ from tests.cuda_host.host import Module
 
 
 @functools.cache
-def module(stem: str) -> Module:
-    return Module(source.program(stem))
+def module(stem: str, **constants: int) -> Module:
+    return Module(source.program(stem, **constants))
 
 
 class OnNumPy(Backend):
@@ -29,8 +29,8 @@ class OnNumPy(Backend):
         super().__init__(np, bodies())
         self.order, self.kept, self._zeros = order, {}, np.zeros(0, np.uint32)
 
-    def launch(self, name: str, grid, block, arguments: tuple, shared_bytes: int = 0) -> None:
-        kernels = module(source.KERNELS[name])
+    def launch(self, name: str, grid, block, arguments: tuple, shared_bytes: int = 0, **constants) -> None:
+        kernels = module(source.KERNELS[name], **constants)
         kernels.order = self.order
         kernels.get_function(name)(triple(grid), triple(block), arguments, shared_mem=shared_bytes)
 

@@ -48,7 +48,7 @@ def test_a_prompt_on_the_tensor_cores(gpu, K, seed, T, past, G, R, window):
     spans = (Span(0, T, None),)
     launched, launch = [], gpu.launch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "launch", lambda name, *rest: (launched.append(name), launch(name, *rest)))
+        patch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
         out_THK = attention(gpu, q_THK, [keys], [values], spans=spans, window=window)
     assert launched == ["attention_prompt_kernel"]
     assert_close(out_THK, attention(NUMPY, q_THK, [keys], [values], spans=spans, window=window), ROUNDED)

@@ -57,7 +57,7 @@ def decode(backend, weights, kv, prompt):
 @pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
 def test_equals_the_steps(gpu, format, kv, monkeypatch):
     weights, launched, launch = in_format(format), [], gpu.launch
-    monkeypatch.setattr(gpu, "launch", lambda name, *rest: (launched.append(name), launch(name, *rest)))
+    monkeypatch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
     alone = decode(gpu, weights, kv, prompt=4)
     assert launched.count("norm_qkv_kernel") == 3 * 2 and launched.count("norm_gate_up_kernel") == 3 * 2
     # Keys rounded to 8 bits fall on another step where they lie between two; then a logit moves by far more than noise.
