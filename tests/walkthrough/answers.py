@@ -142,4 +142,12 @@ square_gradient = lambda d_out, x: d_out * 2 * x
 """,
         ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
     ),
+    "24_inside_a_trained_model": Answers(
+        """
+key = 27 - 20 + 1
+zeros = 192 * 32  # as many rows as the hidden size, as many columns as a head is wide
+distance = 12 - 1
+""",
+        ("key = 7", "zeros = 32", "distance = 12"),
+    ),
 }
