@@ -142,6 +142,42 @@ square_gradient = lambda d_out, x: d_out * 2 * x
 """,
         ("answer = [1, 0, 0, 0, 0]", "times = 2", "square_gradient = lambda d_out, x: 2 * x"),
     ),
+    "17_answers_and_preferences": Answers(
+        """
+coefficient = [-1 / 8] * 8  # over both conversations: a token counts the same everywhere
+answer_2 = np.log(1 + np.exp(-0.5 * (np.log(2) + np.log(2))))
+places = [2]  # the user's turn; the assistant's own is learnt already
+""",
+        (
+            "coefficient = [-1 / 4] * 2 + [-1 / 12] * 6",
+            "answer_2 = np.log(1 + np.exp(-0.5 * np.log(2)))",
+            "places = [2, 6]",
+        ),
+    ),
+    "18_reward_and_tax": Answers(
+        """
+A = [0.6, 0.6, -0.4, -0.4, -0.4]
+pairs = [(1, 0)]  # where all are worth the same there is none
+step = [2, 3, -2]  # (1, -1, 0.5) and (1, 3, -2): the first agree, elsewhere the larger one wins
+""",
+        ("A = [1, 1, -1, -1, -1]", "pairs = [(1, 0), (3, 4)]", "step = [2, 2, -1.5]"),
+    ),
+    "19_upcycling": Answers(
+        """
+copies, left = 4, 40
+scale = 16 * 96 / (4 * 24)
+factor = 1 / 2
+""",
+        ("copies, left = 3, 0", "scale = 16 / 4", "factor = 1"),
+    ),
+    "23_what_the_curve_says": Answers(
+        """
+rest = 30 * np.log(20) / 91
+place = 2
+heart = np.log(12) / 25  # which of the twelve it is, is all there is to know
+""",
+        ("rest = np.log(20) / 3", "place = 1", "heart = 0"),
+    ),
     "24_inside_a_trained_model": Answers(
         """
 key = 27 - 20 + 1

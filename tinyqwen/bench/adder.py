@@ -8,7 +8,7 @@ is rewarded; subtraction is never trained again, so what it loses is the tax.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,9 +18,15 @@ from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.sampling import Sampling
 from tinyqwen.train.chats import Example, answered
+from tinyqwen.train.optimisers.adamw import start
+from tinyqwen.train.optimisers.named import optimiser
 from tinyqwen.train.rollouts import Policy, Task
+from tinyqwen.train.settings import Settings
+from tinyqwen.train.training import Report, Stage, Training
 from tinyqwen.train.verifiers import Verifier
-from tinyqwen.weights import Node
+from tinyqwen.weights import Node, tree
+
+Tensors = dict[str, np.ndarray]
 
 PLUS, MINUS, EQUALS, END, VOCABULARY = 10, 11, 12, 13, 14
 CONFIG = Config(
@@ -28,6 +34,8 @@ CONFIG = Config(
     head_dim=16, vocab_size=VOCABULARY, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3,
 )  # fmt: skip
 ANSWER = 5  # tokens
+QUESTIONS = 600  # of each sign
+BATCH = 128  # problems of a step, while answers are told
 
 
 def problem(rng: np.random.Generator, sign: int, *, test: bool = False) -> tuple[list[int], list[int]]:
@@ -87,3 +95,31 @@ def accuracy(backend: Backend, weights: Node, sign: int, count: int, config: Con
     for _ in generate(backend, config, weights, sequences, chunk=4096):
         pass
     return float(np.mean([running.new_ids == answer for running, (_, answer) in zip(sequences, asked)]))
+
+
+# ---- what is done with it --------------------------------------------------------------------------------------------
+
+
+def learn(
+    backend: Backend, config: Config, tensors: Tensors, stage: Stage, settings: Settings, *, task=None,
+    until: Callable[[Report], bool] = lambda report: False,
+) -> Report:  # fmt: skip
+    """Take all steps, or as many as it takes until that holds; the tensors change in place."""
+    training = Training(
+        backend, config, tensors, start(backend, tensors), stage, settings, update=optimiser(settings, task)
+    )
+    while training.number < settings.steps:
+        report = training.step()
+        if until(report):
+            break
+    return report
+
+
+def scores(backend: Backend, tensors: Tensors, config: Config = CONFIG) -> dict[str, float]:
+    """How many of QUESTIONS are solved, by sign."""
+    weights = tree(tensors)
+    return {sign: accuracy(backend, weights, token, QUESTIONS, config) for sign, token in (("+", PLUS), ("-", MINUS))}
+
+
+def copied(tensors: Tensors) -> Tensors:
+    return {name: tensor.copy() for name, tensor in tensors.items()}

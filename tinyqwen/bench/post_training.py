@@ -35,29 +35,20 @@ import safetensors.numpy
 import backends
 from backends import Backend
 from tinyqwen import __version__
-from tinyqwen.bench import adder
+from tinyqwen.bench import adder, upcycled
+from tinyqwen.bench.adder import BATCH, Tensors, copied, learn, scores
 from tinyqwen.bench.report import machine_facts, table
-from tinyqwen.blocks.cross_entropy import log_probability
-from tinyqwen.config import Config
 from tinyqwen.memory import keep_freed
-from tinyqwen.model import forward
 from tinyqwen.train import dpo, grpo, online_dpo, sft
-from tinyqwen.train.chats import pack
 from tinyqwen.train.initial import initial_weights
-from tinyqwen.train.optimisers.adamw import start
-from tinyqwen.train.optimisers.named import optimiser
 from tinyqwen.train.optimisers.online_merging import task_vector
 from tinyqwen.train.reference import Reference, frozen
 from tinyqwen.train.rollouts import Tasks, answers, verified
-from tinyqwen.train.settings import Settings
-from tinyqwen.train.training import Report, Stage, Training
-from tinyqwen.train.upcycle import Recipe, upcycle
+from tinyqwen.train.training import Report, Stage
 from tinyqwen.weights import count_parameters, tree
 
-Tensors = dict[str, np.ndarray]
-QUESTIONS = 600  # of each sign
-READY = 0.12  # of both signs are solved when the base model is taken
-BATCH, PROMPTS, GROUP, STEPS = 128, 32, 8, 150
+READY = 0.1  # of both signs are solved when the base model is taken
+PROMPTS, GROUP, STEPS = 32, 8, 150
 
 COMMON: dict[str, Any] = {"warmup": 0, "weight_decay": 0.0}
 MERGING = {"keep": 0.2, "alpha": 3e-3}
@@ -80,29 +71,6 @@ METHODS: dict[str, Callable[..., Any]] = {
 # ---- the models to begin with -------------------------------------------------------------------------------------
 
 
-def learn(
-    backend: Backend, config: Config, tensors: Tensors, stage: Stage, settings: Settings, *, task=None,
-    until: Callable[[Report], bool] = lambda report: False,
-) -> Report:  # fmt: skip
-    """Take all steps, or as many as it takes until that holds; the tensors change in place."""
-    training = Training(
-        backend, config, tensors, start(backend, tensors), stage, settings, update=optimiser(settings, task)
-    )
-    while training.number < settings.steps:
-        report = training.step()
-        if until(report):
-            break
-    return report
-
-
-def scores(backend: Backend, tensors: Tensors, config: Config = adder.CONFIG) -> dict[str, float]:
-    weights = tree(tensors)
-    return {
-        sign: adder.accuracy(backend, weights, token, QUESTIONS, config)
-        for sign, token in (("+", adder.PLUS), ("-", adder.MINUS))
-    }
-
-
 def base_model(backend: Backend, seed: int) -> Tensors:
     """Stopped as soon as it solves a few: Adam's rate still at its peak."""
     tensors = initial_weights(adder.CONFIG, seed)
@@ -122,15 +90,11 @@ def sft_model(backend: Backend, base: Tensors, seed: int) -> Tensors:
     """A little more of the same, with a rate that falls."""
     tensors = copied(base)
     settings = sft.Settings(
-        steps=60, lr=1e-3, batch=BATCH, warmup=0, schedule="cosine", weight_decay=0.01, seed=seed
+        steps=40, lr=1e-3, batch=BATCH, warmup=0, schedule="cosine", weight_decay=0.01, seed=seed
     )  # fmt: skip
-    data = sft.Conversations(adder.examples(1000 + seed, BATCH * 60), settings.length)
+    data = sft.Conversations(adder.examples(1000 + seed, BATCH * 40), settings.length)
     learn(backend, adder.CONFIG, tensors, sft.stage(data, settings), settings)
     return tensors
-
-
-def copied(tensors: Tensors) -> Tensors:
-    return {name: tensor.copy() for name, tensor in tensors.items()}
 
 
 # ---- alignment ----------------------------------------------------------------------------------------------------
@@ -172,49 +136,6 @@ def align(backend: Backend, base: Tensors, tuned: Tensors, ranked: dpo.Pairs, me
     }  # fmt: skip
 
 
-# ---- upcycling ----------------------------------------------------------------------------------------------------
-
-RECIPE = Recipe(experts=8, per_token=2, width=80)
-UPCYCLED: dict[str, Recipe | None] = {
-    "dense, continued": None,
-    "experts: copies": replace(RECIPE, reinitialised=0.0),
-    "experts: half of the units anew": RECIPE,
-    "experts: half of the numbers anew": replace(RECIPE, by="entries"),
-    "experts: all anew": replace(RECIPE, reinitialised=1.0),
-    "everything anew": RECIPE,
-}
-
-
-def continued(backend: Backend, base: Tensors, arm: str, seed: int, steps: int = 150) -> dict[str, Any]:
-    """The base model in one of these forms, after the same further lessons."""
-    begin, config, tensors = time.perf_counter(), adder.CONFIG, copied(base)
-    if recipe := UPCYCLED[arm]:
-        config, tensors = upcycle(config, tensors, replace(recipe, seed=seed))
-    if arm == "everything anew":
-        tensors = initial_weights(config, seed)
-    settings = sft.Settings(steps=steps, lr=1e-3, batch=BATCH, warmup=10, weight_decay=0.01, seed=seed)
-    data = sft.Conversations(adder.examples(4000 + seed, BATCH * steps), settings.length)
-    losses = [held_out(backend, config, tensors)]
-
-    def at(report: Report) -> bool:
-        if report.step % 25 == 0:
-            losses.append(held_out(backend, config, tensors))
-        return False
-
-    learn(backend, config, tensors, sft.stage(data, settings), settings, until=at)
-    counts = count_parameters(config)
-    return {
-        "arm": arm, "seed": seed, "losses": losses, "scores": scores(backend, tensors, config),
-        "parameters": counts["total"], "active": counts["active"], "seconds": time.perf_counter() - begin,
-    }  # fmt: skip
-
-
-def held_out(backend: Backend, config: Config, tensors: Tensors) -> float:
-    """The loss of other problems' answers."""
-    step, token_N, _ = pack(adder.examples(9000, 256))
-    return -float(log_probability(backend, forward(backend, config, tree(tensors), step), token_N).mean())
-
-
 # ---- all of it ----------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +156,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 def measure(backend: Backend, work: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Every run of every seed; ready for JSON."""
     work.mkdir(parents=True, exist_ok=True)
-    starts, aligned, upcycled = [], [], []
+    starts, aligned, mixtures = [], [], []
     for seed in seeds:
 
         def file(name: str, seed=seed) -> Path:
@@ -248,13 +169,15 @@ def measure(backend: Backend, work: Path, seeds: Sequence[int]) -> dict[str, Any
         for method, how in product(METHODS, OPTIMISERS):
             run = partial(align, backend, base, tuned, ranked, method, how, seed)
             aligned.append(kept(file(f"{method}-{how}.json"), run))
-        for number, arm in enumerate(UPCYCLED):
-            upcycled.append(kept(file(f"upcycled-{number}.json"), partial(continued, backend, base, arm, seed)))
+        for number, arm in enumerate(upcycled.UPCYCLED):
+            mixtures.append(
+                kept(file(f"upcycled-{number}.json"), partial(upcycled.continued, backend, base, arm, seed))
+            )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "tinyqwen": __version__,
-        "numpy": np.__version__, "machine": machine_facts(), "seeds": list(seeds), "questions": QUESTIONS,
+        "numpy": np.__version__, "machine": machine_facts(), "seeds": list(seeds), "questions": adder.QUESTIONS,
         "parameters": count_parameters(adder.CONFIG)["total"], "starts": starts, "aligned": aligned,
-        "upcycled": upcycled,
+        "upcycled": mixtures,
     }  # fmt: skip
 
 
@@ -279,14 +202,7 @@ def tables(facts: dict[str, Any]) -> list[str]:
             cells = [spread([run[key][sign] for run in runs]) for key in ("scores", "merged") for sign in signs]
             rows.append((method, how, *cells))
     first = table(("method", "optimiser", "reward: +", "tax: -", "merged with SFT: +", "merged: -"), rows)
-    rows = []
-    for arm in UPCYCLED:
-        runs = [run for run in facts["upcycled"] if run["arm"] == arm]
-        losses = [spread([run["losses"][at] for run in runs], ".3f", 1) for at in (0, 2, -1)]
-        done = [spread([run["scores"][sign] for run in runs]) for sign in signs]
-        rows.append((arm, f"{runs[0]['parameters']:,}", f"{runs[0]['active']:,}", *losses, *done))
-    heads = ("form", "parameters", "for a token", "loss at first", "after 50 steps", "after 150", "+", "-")
-    return [first, table(heads, rows)]
+    return [first, upcycled.rows_of(facts["upcycled"], spread)]
 
 
 def about(facts: dict[str, Any]) -> str:
@@ -300,10 +216,12 @@ def about(facts: dict[str, Any]) -> str:
         f"{pairs_found} pairs; online DPO and GRPO from {STEPS} steps of {PROMPTS} prompts with {GROUP} answers each. "
         f"OnDARE and OnTIES keep {MERGING['keep']} of each step, alpha {MERGING['alpha']}; OnDARE rescales, as its "
         f"published code does.\n\n"
-        f"Upcycling: 150 more steps of both skills from the base model, the same tokens for all; 8 experts of width "
-        f"80, 2 for a token, and a shared one of 160.\n\n"
-        f"{facts['parameters']:,} parameters; {seconds / 60:.0f} minutes on one thread, without the models to begin "
-        f"with; tinyqwen {facts['tinyqwen']}, NumPy {facts['numpy']}, {facts['machine']['processor']}."
+        f"Upcycling: {upcycled.STEPS} more steps of both skills from the base model, the same tokens for all; 8 "
+        f"experts of width 80, 2 for a token, and a shared one of 160, which in all mixtures but the last begins as "
+        f"the dense part.\n\n"
+        f"{facts['parameters']:,} parameters; {seconds / 60:.0f} minutes by the clock on one thread of a busy machine, "
+        f"without the models to begin with; tinyqwen {facts['tinyqwen']}, NumPy {facts['numpy']}, "
+        f"{facts['machine']['processor']}."
     )
 
 

@@ -9,6 +9,7 @@ next stage load:
   tinyqwen train reward --model FOLDER --data pairs.jsonl OUT     a judge of answers, where no rule is one
   tinyqwen train sample --model FOLDER --data prompts.jsonl OUT   rejection sampling: write chats and pairs
   tinyqwen train upcycle --model FOLDER OUT                       make a mixture of experts of a dense model
+  tinyqwen train curve OUT                                        how a run went; --svg FILE draws it
   tinyqwen chat --model OUT/step-001000                           talk with what came of it
 
 The same command continues a run that was interrupted, exactly: the weights become those of a run that was not.
@@ -19,10 +20,10 @@ from __future__ import annotations
 
 import argparse
 
-from tinyqwen.cli import train_run, train_sample, train_upcycle
+from tinyqwen.cli import train_curve, train_run, train_sample, train_upcycle
 from tinyqwen.cli.train_kinds import KINDS
 
-OWN = {"sample": train_sample, "upcycle": train_upcycle}  # what is no loop of steps
+OWN = {"sample": train_sample, "upcycle": train_upcycle, "curve": train_curve}  # what is no loop of steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from tinyqwen.weights import tree
 
 def add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write steps to, or to continue")
-    parser.add_argument("--data", metavar="FILE", type=Path, action="append", required=True, help="(repeatable)")
+    parser.add_argument("--data", metavar="FILE", type=Path, action="append", required=True, help="may be repeated")
     if kind.module is pretrain:
         parser.add_argument("--fresh", action="store_true", help="begin with random weights")
     if kind.judged:

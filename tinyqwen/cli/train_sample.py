@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
     from tinyqwen.cli.train_kinds import weights_of
     from tinyqwen.cli.train_run import open_source
 
@@ -54,19 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
     keep_freed()
     policy, judge = source.policy(tree(weights_of(source.folder, source.ignored)[1])), source.judge()
     counts = {"chats.jsonl": 0, "pairs.jsonl": 0}
-    with options.progress_bar("sampling", quiet=arguments.quiet) as update:
-        for begin in range(0, len(tasks), AT_ONCE):
-            asked = [task for task in tasks[begin : begin + AT_ONCE] for _ in range(arguments.group)]
-            given = rollouts.answers(policy, asked, (arguments.seed, begin), tokens=arguments.answer)
-            reward_PG = judge(asked, given).reshape(-1, arguments.group)
-            lines = rollouts.chosen_lines(tasks[begin : begin + AT_ONCE], given, reward_PG, arguments.at_least)
-            with clear_errors(out):
-                out.mkdir(parents=True, exist_ok=True)
-                for name, found in zip(counts, lines):
-                    counts[name] += len(found)
-                    with (out / name).open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
-            update(min(begin + AT_ONCE, len(tasks)), len(tasks))
+    console = Console(stderr=True)
+    shown = {"console": console, "disable": arguments.quiet or not console.is_terminal, "transient": True}
+    for begin in track(range(0, len(tasks), AT_ONCE), "sampling", **shown):
+        asked = [task for task in tasks[begin : begin + AT_ONCE] for _ in range(arguments.group)]
+        given = rollouts.answers(policy, asked, (arguments.seed, begin), tokens=arguments.answer)
+        reward_PG = judge(asked, given).reshape(-1, arguments.group)
+        lines = rollouts.chosen_lines(tasks[begin : begin + AT_ONCE], given, reward_PG, arguments.at_least)
+        with clear_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for name, found in zip(counts, lines):
+                counts[name] += len(found)
+                with (out / name).open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
     if not arguments.quiet:
         for name, count in counts.items():
             print(f"{out / name}: {count:,} of {len(tasks):,} prompts")

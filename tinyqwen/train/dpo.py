@@ -6,6 +6,8 @@
 What the model held before is the reference: only changes count, and the more a pair has changed already the less it
 pushes. The sum over an answer's tokens is meant, not the mean. It mostly lowers what was rejected: watch `chosen`.
 
+Data: JSON lines {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}; a prompt may also be messages.
+
 Qwen2 begins its alignment with this, offline, on pairs that people or tests have ranked; `online_dpo.py` comes next.
 Large models take rates of about 1e-6. In models of some 100,000 parameters 1e-5 to 1e-4 help, and 3e-4 ruins.
 

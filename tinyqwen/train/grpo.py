@@ -11,6 +11,9 @@ nothing; so begin with a model that is right sometimes, in 20 to 60 % of cases. 
     grpo       1 / (answers * tokens of its answer)                  the paper's: an answer counts the same
     dr_grpo    1 / (answers * tokens allowed), A without deviation   neither length nor difficulty is favoured
 
+Data: JSON lines {"prompt": "17 + 25 = ?", "answer": "42"}, or with a "verifier", see `tinyqwen.train.verifiers`; with a
+reward model {"prompt": ...} is enough.
+
 Qwen2 itself ends with `online_dpo.py`; this is what its successors took up.
 
 Source: Shao et al. 2024, "DeepSeekMath", section 4.1; Yu et al. 2025, "DAPO"; Liu et al. 2025, "Understanding

@@ -4,6 +4,9 @@
     judge              chosen = the best, rejected = the worst; where all are worth the same there is no pair
     learn              DPO on these pairs, against the model that training began with
 
+Data: JSON lines {"prompt": "17 + 25 = ?", "answer": "42"}, or with a "verifier", see `tinyqwen.train.verifiers`; with a
+reward model {"prompt": ...} is enough.
+
 In DPO on a fixed set the pairs are soon about answers that the model would not give any more; here they are always
 about what it does. Qwen2 takes a reward model for judge, and the online merging optimizer (`--optimiser ondare`) to
 pay less in other skills.

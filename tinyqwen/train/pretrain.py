@@ -2,8 +2,10 @@
 
     loss = mean over all tokens of -log p(next token)
 
+Data: FILE.jsonl holds a document a line, {"text": "..."}; any other file is one document.
+
 A step learns from `tokens` tokens, in parts of `part` at most if they do not fit in memory at once: gradients add up
-(`backends.gradient`), weighted so that every token counts the same. Then clipping, then AdamW.
+(`backends.gradient`), weighted so that every token counts the same.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
     r        = <score, hidden state of the answer's last token>
     loss     = -log sigmoid( r(chosen) - r(rejected) )                 Bradley and Terry
 
+Data: JSON lines {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}.
+
 It learns from pairs that people or tests have ranked, and then stands in for them where there is nobody to ask: online
 DPO and GRPO take it for judge. Only differences between answers to one prompt mean anything. What it has not seen it
 judges all the same: a policy that is trained against it long enough finds that out.

@@ -118,7 +118,7 @@ def answers(policy: Policy, tasks: Sequence[Task], seed: tuple[int, int], *, tok
 def likeliest(policy: Policy, ids: list[int], *, tokens: int) -> str:
     """The text of the likeliest answer."""
     running = Running(
-        ids, KVCache(policy.backend, policy.config), Sampling(), policy.config.context, 0, policy.stop_ids, tokens
+        list(ids), KVCache(policy.backend, policy.config), Sampling(), policy.config.context, 0, policy.stop_ids, tokens
     )
     for _ in generate(policy.backend, policy.config, policy.weights, [running], vocabulary=policy.vocabulary):
         pass

@@ -111,7 +111,9 @@ def continue_log(out: Path, step: int) -> None:
     path = out / LOG
     if path.is_file():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        part = path.with_name(f".{LOG}.part")  # a kill in between must not cost the log
+        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        part.replace(path)
 
 
 def log(out: Path, report: Report) -> None:

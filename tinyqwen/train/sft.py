@@ -5,6 +5,8 @@
 They are counted over the whole step, whatever parts it is cut into: a token counts the same in a short answer and in a
 long one. Which tokens are to be learnt, `tinyqwen.train.chats` says.
 
+Data: JSON lines {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}.
+
 Qwen2 was tuned on more than 500,000 examples, twice, at rates from 7e-6 down to 7e-7; models of some million parameters
 want 3e-4 to 1e-3.
 

@@ -14,6 +14,7 @@ Source: Qwen2 technical report, section 4.1.2.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -68,7 +69,10 @@ def verifier_of(where: str, line: dict[str, Any]) -> Verifier:
         for name, value in rules.items():
             if name not in RULES or not isinstance(value, RULES[name][1]):
                 raise UsageError(f"{where}: no such rule, or not with this value: {name} {value!r}; {', '.join(RULES)}")
-        return Verifier("rules", rules)
+        with contextlib.suppress(re.error):
+            re.compile(rules.get("matches", ""))
+            return Verifier("rules", rules)
+        raise UsageError(f"{where}: not a regular expression: {rules['matches']!r}")
     raise UsageError(
         f'{where}: needs an "answer", or a "verifier" of kind exact (answer), python (tests or check) or rules (rules)'
     )

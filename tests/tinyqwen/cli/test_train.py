@@ -68,27 +68,33 @@ def test_it_learns_and_leaves_a_folder_that_talks(model, tmp_path, more, capsys)
     assert runtime.tokenizer.encode("cat") and runtime.stop_ids
 
 
-def test_killed_at_any_moment_it_ends_with_the_weights_of_a_run_that_was_not(model, tmp_path):
+def test_killed_ten_times_it_ends_with_the_weights_of_a_run_that_was_not(model, tmp_path):
     """SIGKILL, which no program can prepare for, at random moments: while it starts, learns or saves."""
-    assert main(arguments(model, tmp_path / "whole", "--quiet")) == 0
-    out, rng, kills = tmp_path / "killed", random.Random(1), 0
-    command = [sys.executable, "-m", "tinyqwen", *arguments(model, out, "--quiet")]
-    while kills < 3:
+    long = "--steps", "300", "--quiet"
+    assert main(arguments(model, tmp_path / "whole", *long)) == 0
+    out, rng, moments = tmp_path / "killed", random.Random(1), []
+    command = [sys.executable, "-m", "tinyqwen", *arguments(model, out, *long)]
+    while len(moments) < 10:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-        begin = steps(out)
-        while process.poll() is None and steps(out) == begin:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.15)
+        saved, begin = max((int(path.name[5:]) for path in out.glob("step-*")), default=0), time.time()
+        patience, more = begin + rng.choice([0.5, 60, 60, 60]), rng.randrange(1, 13)
+        while process.poll() is None and time.time() < patience and not learning(out, saved + more, begin):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)  # a step takes some 0.01 s, and so does saving
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert main(arguments(model, out, "--quiet")) == 0
-    assert_same(tmp_path / "whole/step-000030", out / "step-000030")
+        assert process.wait() == -signal.SIGKILL, "it must not have finished before"
+        moments.append(len((out / "log.jsonl").read_text().splitlines()) if (out / "log.jsonl").exists() else 0)
+    assert len(set(moments)) > 5, f"most kills come in the middle of learning, not after steps {moments}"
+    assert main(arguments(model, out, *long)) == 0
+    assert_same(tmp_path / "whole/step-000300", out / "step-000300")
     assert without_seconds(log_of(out)) == without_seconds(log_of(tmp_path / "whole"))
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "step-000295", "step-000300"]
 
 
-def steps(out):
-    return (out / "log.jsonl").stat().st_size if (out / "log.jsonl").exists() else 0
+def learning(out, number, begin):
+    """Whether a process that was started then has taken step `number`; the log may be that of one before it."""
+    log = out / "log.jsonl"
+    return log.exists() and log.stat().st_mtime > begin and len(log.read_text().splitlines()) >= number
 
 
 def test_continuing_a_finished_run_does_nothing(model, tmp_path):
@@ -115,6 +121,16 @@ def test_a_damaged_step_is_named(model, tmp_path, capsys):
     (out / "step-000030/training/moments.safetensors").write_bytes(b"short")
     assert main(arguments(model, out)) == 3
     assert "moments.safetensors: cannot be used" in capsys.readouterr().err
+
+
+def test_on_a_terminal_the_loss_is_drawn_as_a_curve(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(arguments(model, tmp_path / "out")) == 0
+    shown = capsys.readouterr().err
+    assert "30/30" in shown and "\u2880" <= max(shown) < "\u2900" and "tokens/s" in shown
+    assert main(arguments(model, tmp_path / "out", "--quiet")) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_every_line_of_json_is_a_step(model, tmp_path, capsys):

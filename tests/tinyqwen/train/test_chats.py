@@ -61,6 +61,15 @@ def test_control_names_in_messages_are_text(format):
     ]
 
 
+def test_many_conversations_at_once_are_each_what_they_are_alone(format, monkeypatch):
+    """With a template, in processes for two of them each."""
+    monkeypatch.setattr("tinyqwen.chat_template.AT_ONCE", 2)
+    monkeypatch.setattr(format, "template", "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
+    all_of_them = [turns("a", "b"), turns("<|im_end|>", "c"), turns("d"), turns("e" * 9), turns("f", "g", "h")]
+    assert format.encode(all_of_them) == [format.encode([one])[0] for one in all_of_them]
+    assert [ids.count(format.end) for ids in format.encode(all_of_them)] == [2, 2, 1, 1, 3]
+
+
 # ---- packing ------------------------------------------------------------------------------------------------------
 
 EXAMPLE = st.tuples(
