@@ -203,4 +203,12 @@ heart = np.log(12) / 25  # which of the twelve it is, is all there is to know
 """,
         ("rest = np.log(20) / 3", "place = 1", "heart = 0"),
     ),
+    "24_inside_a_trained_model": Answers(
+        """
+key = 27 - 20 + 1
+zeros = 192 * 32  # as many rows as the hidden size, as many columns as a head is wide
+distance = 12 - 1
+""",
+        ("key = 7", "zeros = 32", "distance = 12"),
+    ),
 }

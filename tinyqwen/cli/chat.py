@@ -16,11 +16,13 @@ from tinyqwen.cli import options
 from tinyqwen.cli.answering import Answer, answer_all, stats_line, write_text
 from tinyqwen.cli.chat_commands import COMMANDS, describe
 from tinyqwen.cli.options import read_text
+from tinyqwen.context import chunks
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
 from tinyqwen.trace.machine import measure, seconds_per_span
 from tinyqwen.trace.record import Recorder
 
+BEYOND = chunks("192,32,256")  # the embedded model was trained on 256 tokens, which a conversation soon fills
 BYE = {"/bye", "/exit", "/quit", "exit", "quit"}
 
 
@@ -32,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if options.is_embedded(arguments) and arguments.yarn is None and arguments.dca is None:
+        arguments.dca = BEYOND  # short texts come out as without it, to the bit; long ones need it
     runtime = options.load_model(arguments)
     system = None if arguments.system is None else read_text(arguments.system, "system message")
     chat = Chat(Conversation(runtime, system, plain=arguments.no_template), arguments)

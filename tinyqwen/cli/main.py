@@ -37,7 +37,6 @@ VERBS = {
 WELCOME = """\
 python -m tinyqwen chat                    talk with the small model that is built in, offline: What is 17 + 25?
 python -m tinyqwen chat --size 0.5B        download Qwen2-0.5B-Instruct (1 GB, once) and talk with it
-python -m tinyqwen chat --model FOLDER     talk with a model that you already have
 python -m tinyqwen info                    which models there are, in numbers; --help lists all commands\
 """
 

@@ -141,12 +141,17 @@ def model_folder(arguments: argparse.Namespace, **what) -> Path:
 
     what   as of `checkpoint.resolve_model`
     """
-    if not arguments.model and not arguments.size:
+    if is_embedded(arguments):
         return embedded_model(arguments)
     return resolve_model(
         arguments.model, arguments.size, arguments.base,
         revision=arguments.revision, offline=arguments.offline, progress=not getattr(arguments, "quiet", False), **what,
     )  # fmt: skip
+
+
+def is_embedded(arguments: argparse.Namespace) -> bool:
+    """Whether no model is named, so that the embedded one is meant."""
+    return not arguments.model and not arguments.size
 
 
 def embedded_model(arguments: argparse.Namespace) -> Path:

@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-FOLDER = Path(__file__).with_name("model")  # as every model folder: config.json, model.safetensors, tokenizer.json
+FOLDER = Path(__file__).with_name("TinyQwen")  # as every model folder: config.json, model.safetensors, tokenizer.json

@@ -55,8 +55,8 @@ STAGES = (
     Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS_STAGES = (
-    Stage("warm-up", 50, 4096, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
-    Stage("experts", 450, 4096, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
+    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 

@@ -29,7 +29,7 @@ def process(*arguments, input=b"", **environment):
 def test_without_arguments_three_lines_say_what_to_do(tinyqwen):
     code, out, err = tinyqwen()
     assert (code, len(out.splitlines()), err) == (0, 3, "")
-    assert "chat --size 0.5B" in out and "--model FOLDER" in out
+    assert "tinyqwen chat  " in out and "chat --size 0.5B" in out
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -281,7 +281,7 @@ def test_a_full_disk_and_a_lost_file_have_their_exit_codes(tinyqwen, folder, mon
 
 
 def test_debug_shows_where(tinyqwen):
-    code, _, err = tinyqwen("generate", "--debug", "hi")
+    code, _, err = tinyqwen("generate", "--debug", "--base", "hi")
     assert code == 2 and "Traceback" in err and err.rstrip().splitlines()[-1].startswith("tinyqwen: ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tomllib
 from pathlib import Path
@@ -78,3 +79,12 @@ def test_items_of_a_goal_are_always_the_same_and_held_out():
     goal = Goal("sums", ("add",), 0.9, lambda item: len(item.answer) > 5)
     once, again = (list(items_of(goal, 20)) for _ in range(2))
     assert once == again and all(len(item.answer) > 5 for item in once)
+
+
+def test_a_chat_goes_on_beyond_what_it_was_trained_on(capsys, monkeypatch):
+    lines = ["My name is Anna.", *("How many layers does Qwen2-7B have?" for _ in range(12)), "What is my name?"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    assert main(["chat"]) == 0
+    out, err = capsys.readouterr()
+    assert "context 768" in err
+    assert "Anna" in out.splitlines()[-1]
