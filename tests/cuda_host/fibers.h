@@ -6,6 +6,7 @@
 #pragma once
 #define __shared__ thread_local /* in a function, that is static, too */
 #include "cuda_host.h"
+#include <cstdlib>
 #include <link.h>
 #include <mutex>
 #if !defined(__x86_64__) || defined(PORTABLE_SWITCH)
@@ -127,7 +128,8 @@ inline int find_ours(dl_phdr_info* info, size_t, void* found) {
 }
 inline void poison(size_t shared_bytes) {
   Memory ours{};
-  dl_iterate_phdr(find_ours, &ours);
+  *const_cast<volatile unsigned char*>(smem) = 0;  // a thread has its copy of this memory only once it has touched it
+  if (!dl_iterate_phdr(find_ours, &ours)) std::abort();
   char *smem_first = reinterpret_cast<char*>(smem), *smem_last = smem_first + sizeof smem;
   std::memset(ours.first, 0xFF, smem_first - ours.first);
   std::memset(smem_first, 0xFF, min(sizeof smem, shared_bytes + 1024));
