@@ -59,14 +59,9 @@ def turns(text: str, asked: list[tuple[str, str]], apart: bool, rng: np.random.G
 
 
 def lookup(
-    rng: np.random.Generator,
-    task: str,
-    known: dict[str, str],
-    text: str,
-    question: str,
-    missing: list[str],
+    rng: np.random.Generator, task: str, known: dict[str, str], text: str, question: str, missing: list[str],
     often: float,
-) -> Item:
+) -> Item:  # fmt: skip
     """Questions for keys of a text."""
     asked = []
     for _ in range(int(rng.integers(1, 6))):
@@ -131,15 +126,8 @@ def town(rng: np.random.Generator, often: float = SELDOM) -> Item:
     known = {key: pick(rng, SECRETS) for key in keys}
     needles = [words.needle.format(key=key, answer=value).strip() for key, value in known.items()]
     answers = {key: words.slot.format(key=key) + f" {value}." for key, value in known.items()}
-    return lookup(
-        rng,
-        "town",
-        answers,
-        words.intro + " " + hay(rng, needles),
-        words.question.strip().replace("{key}", "{}"),
-        missing,
-        often,
-    )
+    text, question = words.intro + " " + hay(rng, needles), words.question.strip().replace("{key}", "{}")
+    return lookup(rng, "town", answers, text, question, missing, often)
 
 
 TASKS: dict[str, Callable[..., Item]] = {
