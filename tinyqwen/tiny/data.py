@@ -44,6 +44,8 @@ HARDER = LATER | {
     "last": 1, "numbers": 2, "neighbours": 4, "translations": 5, "facts": 4, "asked": 8, "talk": 1, "greet": 6,
     "story": 1,
 }  # fmt: skip
+# It looked up what had never been said.
+HONEST = HARDER | {"missing": 20, "sort": 10, "subtract": 12}
 
 
 class Mixture(NamedTuple):

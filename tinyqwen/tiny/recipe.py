@@ -8,6 +8,7 @@ Stages:
     harder    more of what is not yet learnt
     slower    a falling learning rate: the loss falls most here
     last      still larger steps, down to the end
+    honest    many questions for what was not said, and once more down
 
 The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
 """
@@ -18,7 +19,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import HARDER, LATER, LENGTH, SHARES, Mixture
+from tinyqwen.tiny.data import HARDER, HONEST, LATER, LENGTH, SHARES, Mixture
 from tinyqwen.train import upcycle
 
 CONFIG = Config(
@@ -53,10 +54,11 @@ STAGES = (
     Stage("harder", 2_500, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
     Stage("slower", 2_300, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
     Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("honest", 900, 2048, (5e-4, 2e-5), Mixture(HONEST, repeats=0.05)),
 )
 EXPERTS_STAGES = (
-    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
-    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HONEST, repeats=0.05)),
+    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(HONEST, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinyqwen.chat_template import chatml
-from tinyqwen.tiny.data import HARDER, LATER, LENGTH, SHARES, Encoder, Mixture, packed
+from tinyqwen.tiny.data import HARDER, HONEST, LATER, LENGTH, SHARES, Encoder, Mixture, packed
 from tinyqwen.tiny.generators import TASKS
 from tinyqwen.tiny.training import as_document, held_out
 from tinyqwen.tiny.vocabulary import SIZE, write_tokenizer
@@ -79,4 +79,8 @@ def test_exams_fit_in_the_context(encoder, task):
 
 
 def test_the_mixture_knows_every_task():
-    assert set(HARDER) == set(LATER) == set(TASKS) - {"unseen"} and set(SHARES) == set(LATER) - {"asked", "greet"}
+    assert (
+        set(HONEST) == set(TASKS) - {"unseen"}
+        and set(HARDER) == set(LATER) == set(HONEST) - {"missing"}
+        and set(SHARES) == set(LATER) - {"asked", "greet"}
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -70,10 +69,10 @@ def test_the_sibling_needs_the_model_and_is_a_mixture_of_experts(small, monkeypa
     assert (config.num_experts, config.num_experts_per_tok, config.vocab_size) == (8, 2, 1536)
 
 
-def test_stages_follow_each_other_and_the_rate_never_rises_after_the_first():
+def test_stages_follow_each_other():
     stages = Recipe().stages
     rates = [at(stages, step)[1] for step in range(Recipe().steps)]
-    assert rates[0] == 0 and all(a >= b for a, b in pairwise(rates[stages[0].steps :]))
+    assert rates[0] == 0 and min(rates[1:]) > 0 and max(rates) == rates[stages[0].steps]
     with pytest.raises(ValueError):
         at(stages, Recipe().steps)
 

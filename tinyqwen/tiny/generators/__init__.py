@@ -31,6 +31,7 @@ TASKS: dict[str, Generator] = {
     "asked": paraphrase.asked,
     "greet": paraphrase.greet,
     "unseen": qwen2.unseen,
+    "missing": lookup.missing,
 }
 
 __all__ = ["TASKS", "Generator", "Item", "ask", "draw", "is_held_out"]

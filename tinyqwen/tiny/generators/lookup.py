@@ -21,6 +21,7 @@ from tinyqwen.needle import IN_WORDS, SECRETS, TOWNS, text_sentences
 from tinyqwen.tiny.generators.item import Item, Messages, ask, chance, loosely, pick
 
 UNKNOWN = "I don't know."
+SELDOM = 0.1  # a question is for what was not said
 NEXT = "\n", " "
 SYLLABLES = "ba,ke,lo,mi,zu,tra,vor,nia,dal,quo,fen,gri,sol,ter,ux,pla,wen,ido,cas,ryn".split(",")
 COLOURS = "red,blue,green,black,white,yellow,brown,grey,pink,golden".split(",")
@@ -58,12 +59,13 @@ def turns(text: str, asked: list[tuple[str, str]], apart: bool, rng: np.random.G
 
 
 def lookup(
-    rng: np.random.Generator, task: str, known: dict[str, str], text: str, question: str, missing: list[str]
-) -> Item:
+    rng: np.random.Generator, task: str, known: dict[str, str], text: str, question: str, missing: list[str],
+    often: float,
+) -> Item:  # fmt: skip
     """Questions for keys of a text."""
     asked = []
     for _ in range(int(rng.integers(1, 6))):
-        absent = bool(missing) and chance(rng, 0.1)
+        absent = bool(missing) and chance(rng, often)
         key = pick(rng, missing if absent else list(known))
         asked.append((loosely(rng, question.format(key)), UNKNOWN if absent else known[key]))
     messages = turns(text, asked, chance(rng, 0.5), rng)
@@ -86,32 +88,32 @@ def some(rng: np.random.Generator, words: list[str], most: int) -> tuple[list[st
     return [words[n] for n in order[:count]], [words[n] for n in order[count:]]
 
 
-def codes(rng: np.random.Generator) -> Item:
+def codes(rng: np.random.Generator, often: float = SELDOM) -> Item:
     keys, missing = some(rng, [f"{colour} {thing}" for colour in COLOURS for thing in THINGS], 8)
     values = [str(rng.integers(10, 10_000)) if chance(rng, 0.6) else pick(rng, SECRETS) for _ in keys]
     text = hay(rng, [f"The code of the {key} is {value}." for key, value in zip(keys, values)])
     question = pick(rng, ("What is the code of the {}?", "Which code has the {}?", "Tell me the code of the {}."))
     answers = {key: f"The code of the {key} is {value}." for key, value in zip(keys, values)}
-    return lookup(rng, "codes", answers, text, question, missing)
+    return lookup(rng, "codes", answers, text, question, missing, often)
 
 
-def pairs(rng: np.random.Generator) -> Item:
+def pairs(rng: np.random.Generator, often: float = SELDOM) -> Item:
     keys, missing = some(rng, SHORT if chance(rng, 0.8) else [name(rng) for _ in range(9)], 12)
     kind = pick(rng, (lambda: str(rng.integers(10, 100)), lambda: pick(rng, NAMES), lambda: name(rng)))
     values = [kind() for _ in keys]
     text = ", ".join(f"{key}: {value}" for key, value in zip(keys, values))
     answers = {key: f"{key}: {value}" for key, value in zip(keys, values)}
-    return lookup(rng, "pairs", answers, text, pick(rng, ("What is {}?", "{}?", "And {}?")), missing)
+    return lookup(rng, "pairs", answers, text, pick(rng, ("What is {}?", "{}?", "And {}?")), missing, often)
 
 
-def dialogue(rng: np.random.Generator) -> Item:
+def dialogue(rng: np.random.Generator, often: float = SELDOM) -> Item:
     """Said in turns of its own, with other words between."""
     keys, missing = some(rng, list(ABOUT_ME), 5)
     known, messages = {key: pick(rng, ABOUT_ME[key]) if chance(rng, 0.8) else name(rng) for key in keys}, []
     for key, value in known.items():
         messages += [*ask(f"My {key} is {value}."), {"role": "assistant", "content": "OK."}]
     for _ in range(int(rng.integers(1, 4))):
-        absent = bool(missing) and chance(rng, 0.1)
+        absent = bool(missing) and chance(rng, often)
         key = pick(rng, missing if absent else keys)
         answer = UNKNOWN if absent else f"Your {key} is {known[key]}."
         question = pick(rng, ("What is my {}?", "What did I say my {} was?", "Do you remember my {}?"))
@@ -119,21 +121,20 @@ def dialogue(rng: np.random.Generator) -> Item:
     return Item("dialogue", messages[:-1], messages[-1]["content"], f"{known} {messages[-2]}")
 
 
-def town(rng: np.random.Generator) -> Item:
+def town(rng: np.random.Generator, often: float = SELDOM) -> Item:
     words, (keys, missing) = IN_WORDS["text"], some(rng, TOWNS, 3)
     known = {key: pick(rng, SECRETS) for key in keys}
     needles = [words.needle.format(key=key, answer=value).strip() for key, value in known.items()]
     answers = {key: words.slot.format(key=key) + f" {value}." for key, value in known.items()}
-    return lookup(
-        rng,
-        "town",
-        answers,
-        words.intro + " " + hay(rng, needles),
-        words.question.strip().replace("{key}", "{}"),
-        missing,
-    )
+    text, question = words.intro + " " + hay(rng, needles), words.question.strip().replace("{key}", "{}")
+    return lookup(rng, "town", answers, text, question, missing, often)
 
 
-TASKS: dict[str, Callable[[np.random.Generator], Item]] = {
+TASKS: dict[str, Callable[..., Item]] = {
     "codes": codes, "pairs": pairs, "dialogue": dialogue, "town": town,
 }  # fmt: skip
+
+
+def missing(rng: np.random.Generator) -> Item:
+    """Any of them, but every second question is for what was not said."""
+    return pick(rng, list(TASKS.values()))(rng, 0.5)._replace(task="missing")
