@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -23,7 +24,6 @@ from tinyqwen.checkpoint.save import clear_errors
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.train.optimisers.adamw import AdamState
-from tinyqwen.train.settings import Settings
 from tinyqwen.train.training import Report
 
 STATE, MOMENTS, LOG = "training/state.json", "training/moments.safetensors", "log.jsonl"
@@ -33,17 +33,18 @@ BESIDES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", 
 
 
 def save(
-    out: Path, source: Path, config: Config, tensors: dict[str, np.ndarray], state: AdamState, settings: Settings,
+    out: Path, source: Path, config: Config, tensors: dict[str, np.ndarray], state: AdamState, settings: Any,
     digest: str, keep: int = 2, *, number: int | None = None, about: Mapping[str, str] = NOTHING,
     others: Mapping[str, np.ndarray] = NOTHING,
 ) -> Path:  # fmt: skip
     """Write the folder of this step, and remove all but the latest `keep`.
 
-    source   the folder that training began with: its tokenizer goes along
-    digest   of the data
-    number   of the step, if the optimiser does not take exactly one in each
-    about    what else decides the result, by name: the stage, other models
-    others   tensors that are no part of an ordinary model, for a file of their own
+    source     the folder that training began with: its tokenizer goes along
+    settings   a dataclass: all that decides the result besides the data
+    digest     of the data
+    number     of the step, if the optimiser does not take exactly one in each
+    about      what else decides the result, by name: the stage, other models
+    others     tensors that are no part of an ordinary model, for a file of their own
 
     Errors: DiskFullError, UsageError; folders that were there are left as they were.
     """
@@ -74,7 +75,7 @@ def found(out: Path) -> list[Path]:
     return sorted(path for path in out.glob("step-*") if (path / STATE).is_file())
 
 
-def check_same(folder: Path, settings: Settings, digest: str, about: Mapping[str, str] = NOTHING) -> None:
+def check_same(folder: Path, settings: Any, digest: str, about: Mapping[str, str] = NOTHING) -> None:
     """UsageError if a run that was begun there had other settings or data: it could not be continued exactly."""
     try:
         begun = json.loads((folder / STATE).read_text())

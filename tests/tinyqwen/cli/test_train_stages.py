@@ -180,12 +180,12 @@ def test_pairs_are_preferred_and_the_first_step_costs_ln_2(more, tmp_path):
     assert set(lines[0]) > {"step", "loss", "margin", "accuracy", "chosen", "rejected", "norm", "lr", "seconds"}
 
 
-@pytest.mark.parametrize("stage, steps", [("online-dpo", 40), ("grpo", 40)])
+@pytest.mark.parametrize("stage, steps", [("online-dpo", 30), ("grpo", 20)])
 def test_what_is_rewarded_becomes_likelier(more, tmp_path, stage, steps):
     arguments = command(stage, more, tmp_path / "out", "rules.jsonl", *ONLINE, "--steps", str(steps), "--lr", "0.01")
     assert main([*arguments, "--quiet", "--group", "8", "--answer", "4", "--beta", "0.01"]) == 0
     rewards = [line["reward"] for line in log_of(tmp_path / "out")]
-    assert np.mean(rewards[-10:]) > np.mean(rewards[:10])
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1
     assert {"differ", "finished", "length"} < set(log_of(tmp_path / "out")[0])
 
 
