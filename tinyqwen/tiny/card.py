@@ -25,6 +25,7 @@ from tinyqwen.needle import Reader, frame_of, in_words, wilson
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.tiny.data import LENGTH
 from tinyqwen.tiny.generators import TASKS, Item, draw
+from tinyqwen.tiny.generators.lookup import UNKNOWN
 from tinyqwen.tiny.training import fits
 from tinyqwen.ways import as_config
 
@@ -53,13 +54,16 @@ def short_list(item: Item) -> bool:
     return len(item.answer.split()) <= 8
 
 
+NEEDLES = "codes", "pairs", "dialogue", "town"
 GOALS = (
-    Goal("needles in texts and dialogues", ("codes", "pairs", "dialogue", "town"), 0.95),
+    Goal("needles in texts and dialogues", NEEDLES, 0.95, lambda item: item.answer != UNKNOWN),
     Goal("copy, reverse, sort to 8 items", ("copy", "reverse", "sort"), 0.95, short_list),
     Goal("addition of 3 digits", ("add",), 0.95, three_digits),
     Goal("subtraction of 3 digits", ("subtract",), 0.95, three_digits),
     Goal("facts in words never seen", ("unseen",), 0.90),
     Goal("greetings and small talk", ("greet",), 0.99),
+    Goal("I don't know, of what was not said", NEEDLES, 0.95, lambda item: item.answer == UNKNOWN),
+    Goal("I don't know, of the world", ("unknown",), 0.95),
 )
 
 
