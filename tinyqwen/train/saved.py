@@ -51,7 +51,8 @@ def save(
     final = out / f"step-{state.step if number is None else number:06d}"
     part = out / f".{final.name}.part"
     with clear_errors(out):
-        shutil.rmtree(part, ignore_errors=True)
+        for left in out.glob(".step-*.part"):  # by a run that was killed while it wrote, or removed
+            shutil.rmtree(left)
         (part / "training").mkdir(parents=True)
         save_checkpoint(part, config, {name: x for name, x in tensors.items() if name not in others}, dtype="float32")
         if others:
@@ -66,7 +67,7 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         for old in found(out)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(out / f".{old.name}.part"))  # half a step must not look like one
     return final
 
 

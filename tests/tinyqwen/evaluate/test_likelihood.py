@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import backends
 from tests.checkpoints import write_tiny_checkpoint
 from tests.helpers import logits_of
 from tinyqwen.config import DualChunk
@@ -45,9 +46,10 @@ def test_any_requests_in_any_order_are_what_one_pass_over_each_says(runtime, ask
         assert greedy == expected_greedy
 
 
-def test_every_backend(backend, tmp_path):
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_every_backend(name, tmp_path):
     write_tiny_checkpoint(tmp_path)
-    runtime = load(tmp_path, backend=backend.name)
+    runtime = load(tmp_path, backend=name)
     asked = [([7] * 300 + [n], [8, n, 9][: 1 + n % 3]) for n in range(7)]  # more than one chunk of a prompt
     for request, (log_p, _) in zip(asked, log_likelihoods(runtime, asked)):
         assert log_p == pytest.approx(directly(runtime, *request)[0], rel=1e-3)

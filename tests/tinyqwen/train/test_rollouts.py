@@ -30,6 +30,7 @@ from tinyqwen.train.training import Training
 from tinyqwen.train.verifiers import Verifier
 from tinyqwen.weights import random_weights, tree
 
+pytestmark = pytest.mark.training
 CONFIG = dense_config(max_position_embeddings=64)
 STOP = 7
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3]]

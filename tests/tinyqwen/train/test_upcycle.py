@@ -12,6 +12,7 @@ from tinyqwen.errors import UsageError
 from tinyqwen.train.upcycle import Recipe, Units, expert_units, scale_for_dense, shared_units, upcycle
 from tinyqwen.weights import random_weights, tensor_shapes, tree
 
+pytestmark = pytest.mark.training
 CONFIG = dense_config()  # F = 28
 IDS = tokens(CONFIG, 9)
 
