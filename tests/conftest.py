@@ -22,7 +22,8 @@ settings.register_profile("long", max_examples=400, **ALWAYS)
 settings.load_profile(os.environ.get("TINYQWEN_TEST_PROFILE", "short"))
 
 
-# Each backend in turn: one suite binds them all to the definitions. Training is for those of the processor.
+# Each backend in turn: one suite binds them all to the definitions. Training, and comparison with transformers itself,
+# are for those of the processor.
 #
 # cpu-generic        as on an older processor
 # cupy-definitions   the definitions themselves on what stands in for CuPy's arrays
@@ -36,13 +37,14 @@ BACKENDS = {
 }
 if backends.choose()[0] == "cuda":
     BACKENDS["cuda-device"] = partial(backends.get, "cuda")
-TRAIN = [name for name in BACKENDS if not name.startswith("cu")]
+PROCESSOR = [name for name in BACKENDS if not name.startswith("cu")]
 
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         marked = metafunc.definition.get_closest_marker
-        names = TRAIN if marked("training") else [n for n in BACKENDS if n != "cuda-host" or not marked("many")]
+        processor = marked("training") or marked("oracle")  # goldens of the same outputs bind the others
+        names = PROCESSOR if processor else [n for n in BACKENDS if n != "cuda-host" or not marked("many")]
         metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 
