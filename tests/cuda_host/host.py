@@ -30,6 +30,8 @@ CACHE = Path(
 ORDERS = {"ascending": 0, "descending": 1, "random": 20261121}
 OUTCOMES = {1: "threads wait for each other, and none can go on", 2: "a thread ended before a barrier of its block"}
 
+# Without gnu-unique, each library has shared memory of its own; with it, all would use that of the first one loaded.
+ALWAYS = ["-std=c++17", "-w", "-pthread", "-fPIC", "-shared", "-ffp-contract=off", "-fno-gnu-unique"]
 # How a text is built: the engine, and what the compiler is told besides.
 KINDS = {
     "fibers": ("fibers.h", ["-O2"]),
@@ -69,7 +71,7 @@ def built(text: str, kind: str = "fibers") -> Path:
     whole = f'#include "{engine}"\n{text}\n' + "".join(f"EXPORT({name})\n" for name in kernels(text))
     if kind == "races":  # there, shared memory is `static`, which does not go with `extern`
         whole = whole.replace("extern __shared__", "extern")
-    digest = hashlib.sha256("\0".join([whole, headers, *flags, *header_folders()]).encode()).hexdigest()[:24]
+    digest = hashlib.sha256("\0".join([whole, headers, *ALWAYS, *flags, *header_folders()]).encode()).hexdigest()[:24]
     library = CACHE / f"{digest}.so"
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -77,8 +79,9 @@ def built(text: str, kind: str = "fibers") -> Path:
             source, result = Path(folder, "kernels.cpp"), Path(folder, "kernels.so")
             source.write_text(whole)
             includes = [f"-I{folder}" for folder in (HERE, *header_folders())]
-            command = ["g++", "-std=c++17", "-w", "-pthread", "-fPIC", "-shared", "-ffp-contract=off", *flags]
-            done = subprocess.run([*command, *includes, str(source), "-o", str(result)], capture_output=True, text=True)
+            done = subprocess.run(
+                ["g++", *ALWAYS, *flags, *includes, str(source), "-o", str(result)], capture_output=True, text=True
+            )
             if done.returncode:
                 raise RuntimeError(f"g++ refuses the kernels:\n{done.stderr[:4000]}")
             result.rename(library)
