@@ -126,6 +126,7 @@ def run_all_phases(backend, config):
     tape.backward(log_p_N, backend.xp.ones_like(log_p_N))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_suffix_is_true_and_nothing_is_float64(backend, config):
     sizes = list(everywhere(config).values())

@@ -66,6 +66,7 @@ def test_what_is_not_a_number_is_seen(backend, format, strange):
     assert np.isfinite(v_GSK).all()
 
 
+@pytest.mark.many
 @every_format
 def test_growth_keeps_and_rollback_forgets(backend, format):
     weights, ids = small_weights(CONFIG, backend), tokens(CONFIG, 300)
