@@ -40,7 +40,8 @@ def read_curve(path: Path | str, figure: str = "loss") -> Curve:
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         steps = [int(row["step"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{log}: cannot be read as the log of a run ({error!r:.100})") from None
+        why = getattr(error, "strerror", None) or "not JSON with a step in each line"
+        raise UsageError(f"{log}: cannot be read as the log of a run ({why})") from None
     if not rows:
         raise UsageError(f"{log}: has no steps yet")
     pairs = [(step, row[figure]) for step, row in zip(steps, rows) if isinstance(row.get(figure), (int, float))]
