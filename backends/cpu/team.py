@@ -59,6 +59,7 @@ NAPS = 300  # then so many looks with 0.1 ms of sleep between them, before a thr
 STALL = (
     300_000  # ticks of the clock, 0.1 ms or more: a wait beyond a chunk's own time that a healthy thread never causes
 )
+LONGEST = 1000 * STALL  # wait that is counted: a machine that slept in the middle of a job is not alone for days
 
 
 # ---- a job ---------------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def launcher(kernel):
             breathe()
         waited = clock() - ended
         if waited > 2 * (ended - began) // max(own, 1) + STALL:
-            write(state, ALONE, clock() + 8 * waited)
+            write(state, ALONE, clock() + 8 * min(waited, LONGEST))
         write(state, BUSY, 0)
 
     return kept(launch)
