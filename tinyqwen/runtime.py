@@ -25,7 +25,7 @@ from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.formats import weight_bytes
 from tinyqwen.generate import CHUNK, Event, Running, generate
 from tinyqwen.kv_cache import KVCache
-from tinyqwen.memory import require
+from tinyqwen.memory import give_back, require
 from tinyqwen.placing import check_device, free_bytes, split, stays_here
 from tinyqwen.prepare import prepare
 from tinyqwen.sampling import GenerationConfig, Sampling, read_generation_config
@@ -201,6 +201,7 @@ def load(
             mapped=mapped if computes.bodies and not device else True, progress=progress,
         )  # fmt: skip
         tokenizer = tokenizer_to_be.result()
+    give_back()
     if device:
         stays = stays_here(gpu_layers)
         weights = upload(computes.at(0), checkpoint.weights, stays, progress)
