@@ -8,6 +8,7 @@ through this wrapper and it names the first operation whose result holds NaN or 
 from __future__ import annotations
 
 from backends.interface import Backend, Operation
+from backends.packed import Packed
 from backends.places import Places
 from backends.quantised import Quantised
 
@@ -44,8 +45,10 @@ class FirstNotFinite(Places):
     def count(self, array) -> int:
         """How many values of an array are NaN or +inf; 0 for what is not an array of floating point numbers.
 
-        Of a quantised matrix, how many scales.
+        Of a quantised matrix, how many scales; of a packed one, how many of the numbers kept as they were.
         """
+        if isinstance(array, Packed):
+            array = array.raw_RC
         if isinstance(array, Quantised):
             array = array.scales
         dtype = getattr(array, "dtype", None)

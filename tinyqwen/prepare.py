@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from backends.interface import Backend
+from backends.packed import Packed, can_pack, pack
 from backends.quantised import Quantised, quantise
 from tinyqwen.checkpoint.upload import upload
 from tinyqwen.config import FULL, Config, DualChunk
@@ -119,7 +120,9 @@ def like(real: Any, shape: tuple[int, ...]) -> Any:
         zeros = quantise(np.zeros(shape, np.float32), real.bits)
         zeros.values.flags.writeable = real.values.flags.writeable
         zeros.scales.flags.writeable = real.scales.flags.writeable
+    elif isinstance(real, Packed) and can_pack(shape):
+        zeros = pack(np.zeros(shape, real.dtype))
     else:
         zeros = np.zeros(shape, real.dtype)
-        zeros.flags.writeable = real.flags.writeable
+        zeros.flags.writeable = isinstance(real, np.ndarray) and real.flags.writeable
     return zeros

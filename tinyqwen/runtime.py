@@ -198,7 +198,8 @@ def load(
         tokenizer_to_be = beside.submit(Tokenizer, folder)
         checkpoint = open_checkpoint(
             folder, ignore_config=ignore_config, dtype=weight_format(dtype, backend), tables=tables, keep=keep,
-            mapped=mapped if computes.bodies and not device else True, progress=progress,
+            mapped=mapped if computes.bodies and not device else True, packed=takes_packed(computes),
+            progress=progress,
         )  # fmt: skip
         tokenizer = tokenizer_to_be.result()
     give_back()
@@ -255,6 +256,11 @@ def loaded_format(config: Config, dtype: str, backend: str) -> str:
     stored = "bf16" if config.torch_dtype == "bfloat16" else "f32"
     wanted = weight_format(dtype, backend) or "f32"
     return stored if wanted == "auto" else wanted
+
+
+def takes_packed(backend: backends.Backend) -> bool:
+    """Whether this backend has kernels for bf16 weights in 12 bits."""
+    return backend.name == "cpu" and "bf16" in backend.features  # type: ignore[attr-defined]
 
 
 def check_room(config: Config, dtype: str, backend: str, tables: str | None) -> None:

@@ -50,6 +50,11 @@ def inner(function):
     return numba.njit(function, inline="never", **OPTIONS)  # not kept: the kernel that calls it contains its code
 
 
+def within(function):
+    """Compile into whoever calls it: a few lines that stand in several loops."""
+    return numba.njit(function, inline="always", **OPTIONS)
+
+
 def kept(dispatcher):
     """The same compiled function, kept on disk, if all that it is made of are this project's kernels.
 

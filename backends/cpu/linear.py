@@ -3,6 +3,7 @@
               one token              several tokens
     f32       matrix_vector          matrix_matrix, in float32; panels, if there are many more tokens than outputs
     bf16      matrix_vector          matrix_matrix, in pairs of bfloat16 where the processor multiplies those
+    ... in 12 bits (backends/packed.py)    packed_vector, and unpacked in matrix_matrix
     int8      quantised_vector       matrix_quantised, tokens rounded to 8 bits
     int4      quantised_vector       matrix_quantised
 
@@ -19,6 +20,7 @@ from backends.cpu.one_token import NO_BIAS, as_kernels_take, matrix_times_token
 from backends.cpu.panels import times
 from backends.cpu.rows import plain
 from backends.cpu.simd import LANES
+from backends.packed import Packed
 from backends.quantised import GROUP, Quantised
 
 
@@ -34,11 +36,13 @@ def linear_for(features: frozenset[str]):
         x_TI, bias_O = plain(x_TI), NO_BIAS if bias_O is None else plain(bias_O)
         if isinstance(weight_OI, Quantised):
             x_TI = filled_up(x_TI)
-        elif not weight_OI.flags.c_contiguous:
+        elif isinstance(weight_OI, np.ndarray) and not weight_OI.flags.c_contiguous:
             weight_OI = np.ascontiguousarray(weight_OI)
         if T > 4 * O and weight_OI.dtype == np.float32 and O % LANES == I % LANES == 0:  # as in training
             return times(x_TI, weight_OI.T, bias_O if bias_O.size else None)
         weight = as_kernels_take(weight_OI, features)
+        if weight is None and isinstance(weight_OI, Packed):
+            return NotImplemented  # the definition unpacks it
         if weight is not None and (T == 1 or O < LANES):  # a router or a gate has too few rows for a tile
             for t in range(T):
                 matrix_times_token(weight, x_TI[t : t + 1], bias_O, y_TO[t : t + 1])

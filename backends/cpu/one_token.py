@@ -6,6 +6,7 @@ format in its arguments' types:
     float32 rows      array(float32, 2d)                        matrix_vector.py
     bfloat16 rows     array(uint16, 2d)                         matrix_vector.py
     in pairs          array(int32, 2d)                          matrix_vector.py, where the processor multiplies those
+    in 12 bits        (array(uint8, 3d), ...)                   packed_vector.py, there, too: bfloat16, packed
     int8 in tiles     (array(int32, 3d), array(uint16, 3d))     quantised_vector.py
     int4 in tiles     (array(uint32, 3d), array(uint16, 3d))    quantised_vector.py
 
@@ -16,18 +17,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numba.core import types
 from numba.extending import overload
 
 from backends.cpu.compiling import inner, kernel
 from backends.cpu.matrix_vector import in_two, pairs_times_vector, row_times_vector
+from backends.cpu.packed_vector import packed_times_vector
 from backends.cpu.quantised_vector import finish_rows, round_to_8, round_to_16, rows_4, rows_8
 from backends.cpu.team import launcher, with_team
+from backends.packed import BFLOAT16, Packed
 from backends.quantised import Quantised
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NO_BIAS = np.zeros(0, np.float32)
 
 
@@ -35,11 +36,21 @@ def as_kernels_take(weight_OI: Any, features: frozenset[str]) -> Any:
     """The matrix in the types above; None for what cannot be multiplied so on a processor with these features."""
     if isinstance(weight_OI, Quantised):
         return weight_OI.lanes if "vnni" in features else None
+    if isinstance(weight_OI, Packed):
+        return weight_OI.as_kernels_take if "bf16" in features else None
     if not weight_OI.flags.c_contiguous:
         return None
     if weight_OI.dtype == BFLOAT16:
         return weight_OI.view(np.int32 if "bf16" in features and weight_OI.shape[1] % 2 == 0 else np.uint16)
     return weight_OI if weight_OI.dtype == np.float32 else None
+
+
+def is_packed(weight: Any) -> bool:
+    return isinstance(weight, types.BaseTuple) and weight[0].dtype == types.uint8
+
+
+def in_tiles(weight: Any) -> bool:
+    return isinstance(weight, types.BaseTuple) and not is_packed(weight)
 
 
 def units(weight):
@@ -59,7 +70,7 @@ def rows_of_a_unit(weight):
 
 @overload(rows_of_a_unit, inline="always")
 def _(weight):
-    rows = 16 if isinstance(weight, types.BaseTuple) else 1
+    rows = 16 if in_tiles(weight) else 1
     return lambda weight: rows
 
 
@@ -69,7 +80,9 @@ def prepared(weight, x_I):
 
 @overload(prepared, inline="always")
 def _(weight, x_I):
-    if not isinstance(weight, types.BaseTuple):
+    if is_packed(weight):
+        return lambda weight, x_I: in_two(x_I)
+    if not in_tiles(weight):
         return (lambda weight, x_I: in_two(x_I)) if weight.dtype == types.int32 else (lambda weight, x_I: x_I)
     if weight[0].dtype == types.int32:
         return lambda weight, x_I: round_to_16(x_I)
@@ -94,7 +107,11 @@ def _(first, last, weight, token, bias_O, y_O):
         for p in range(first, last):
             finish_rows(rows_of_tile(values_PQr, scales_PGr, p, x_j, scale_G, start_G), p, bias_O, y_O)
 
-    if not isinstance(weight, types.BaseTuple):
+    if is_packed(weight):
+        return lambda first, last, weight, token, bias_O, y_O: packed_times_vector(
+            first, last, weight, token, bias_O, y_O
+        )
+    if not in_tiles(weight):
         times_vector = pairs_times_vector if weight.dtype == types.int32 else row_times_vector
         return rows
     rows_of_tile = rows_8 if weight[0].dtype == types.int32 else rows_4

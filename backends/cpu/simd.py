@@ -16,7 +16,7 @@ Two types:
 and the same with 8 lanes, f32x8 and i32x8, for the few loops in which half the lanes would have nothing to do.
 
 An index into an array is a number or a tuple of numbers, as in NumPy. Nothing checks that it lies inside.
-Everything here runs on any processor, except the three `dot_` products: see `features.py`.
+Everything here runs on any processor, except the three `dot_` products and `look_up`: see `features.py`.
 """
 
 from __future__ import annotations
@@ -137,6 +137,19 @@ def load_8(typing, array, index):
         return loaded
 
     return of(array, index), codegen
+
+
+@intrinsic
+def load_bytes(typing, array, index):
+    """64 bytes of a uint8 array as they are."""
+
+    def codegen(context, builder, signature, arguments):
+        array_type, index_type = signature.args
+        loaded = builder.load(pointer(context, builder, array_type, arguments[0], index_type, arguments[1], VI32))
+        loaded.align = 1
+        return loaded
+
+    return i32x16(array, index), codegen
 
 
 @intrinsic
@@ -340,6 +353,17 @@ sum_of, largest_of = reduction("fadd"), reduction("fmaximum")
 
 
 @intrinsic
+def any_bits(typing, x):
+    """Whether any bit of an i32x16 is set."""
+
+    def codegen(context, builder, signature, arguments):
+        both = call(builder, f"llvm.vector.reduce.or.v{LANES}i32", I32, arguments)
+        return builder.zext(builder.icmp_unsigned("!=", both, I32(0)), I8)
+
+    return types.boolean(x), codegen
+
+
+@intrinsic
 def largest_magnitude(typing, x, y):
     """The largest |number| of two vectors, and NaN if one of them is NaN: as bits, NaN is larger than infinity."""
 
@@ -391,6 +415,18 @@ def prefetch(typing, array, index):
 
 
 @intrinsic
+def before_line(typing, array):
+    """How many of an array's numbers, of 4 bytes, lie before the first one that begins a cache line."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        to_go = builder.and_(builder.neg(builder.ptrtoint(data, I64)), I64(63))
+        return builder.lshr(to_go, I64(2))
+
+    return types.intp(array), codegen
+
+
+@intrinsic
 def assume(typing, condition):
     """Tell the compiler what it cannot know; nothing is checked."""
 
@@ -414,29 +450,43 @@ def shuffle(order: tuple[int, ...]):
     return pick
 
 
-def interleave(half: int):
+def interleave(half: int, bits: int):
     """An intrinsic: 16-bit numbers of two vectors in turns, from each run of 8 the first four or (half = 1) the last.
 
     x = a0 a1 a2 ..., y = b0 b1 b2 ...        half 0: a0 b0 .. a3 b3  a8 b8 ...        half 1: a4 b4 .. a7 b7  a12 ...
 
-    One instruction, because nothing leaves its quarter of the register.
+    With bytes (bits = 8) likewise from runs of 16. One instruction, because nothing leaves its quarter of the register.
     """
+    count = 512 // bits
+    run = count // 4
 
     @intrinsic
     def mixed(typing, x, y):
         def codegen(context, builder, signature, arguments):
-            words = ir.VectorType(I16, 2 * LANES)
-            both = [builder.bitcast(vector, words) for vector in arguments]
-            first = [8 * run + 4 * half + n for run in range(4) for n in range(4)]
-            order = [place for n in first for place in (n, n + 2 * LANES)]
-            return builder.bitcast(builder.shuffle_vector(*both, ir.Constant(ir.VectorType(I32, 32), order)), VI32)
+            both = [builder.bitcast(vector, ir.VectorType(ir.IntType(bits), count)) for vector in arguments]
+            first = [run * quarter + run // 2 * half + n for quarter in range(4) for n in range(run // 2)]
+            order = [place for n in first for place in (n, n + count)]
+            return builder.bitcast(builder.shuffle_vector(*both, ir.Constant(ir.VectorType(I32, count), order)), VI32)
 
         return i32x16(x, y), codegen
 
     return mixed
 
 
-interleave_low, interleave_high = interleave(0), interleave(1)
+interleave_low, interleave_high = interleave(0, 16), interleave(1, 16)
+interleave_low_bytes, interleave_high_bytes = interleave(0, 8), interleave(1, 8)
+
+
+@intrinsic
+def lower_bytes(typing, x, y):
+    """The lower bytes of the 16-bit numbers of two vectors: eight of the one, then eight of the other, four times."""
+
+    def codegen(context, builder, signature, arguments):
+        both = [builder.bitcast(vector, ir.VectorType(I8, 64)) for vector in arguments]
+        order = [16 * quarter + 2 * n + 64 * which for quarter in range(4) for which in range(2) for n in range(8)]
+        return builder.bitcast(builder.shuffle_vector(*both, ir.Constant(ir.VectorType(I32, 64), order)), VI32)
+
+    return i32x16(x, y), codegen
 
 
 # ---- dot products of short numbers: the processor's own, see features.py -------------------------------------------
@@ -479,3 +529,11 @@ PRODUCTS = {
     "u8_i8": short_dot("avx512.vpdpbusd", I32, 1, i32x16),  # x without sign, y with
 }
 dot_bf16, dot_i16, dot_u8_i8 = (elementwise(*PRODUCTS[name]) for name in ("bf16", "i16", "u8_i8"))
+
+
+def look_up_bytes(builder, table, places):
+    table, places = (builder.bitcast(each, ir.VectorType(I8, 64)) for each in (table, places))
+    return builder.bitcast(call(builder, "llvm.x86.avx512.pshuf.b.512", table.type, [table, places]), VI32)
+
+
+look_up = elementwise(look_up_bytes, i32x16)  # each byte is a place, 0 to 15, in the table that its quarter holds

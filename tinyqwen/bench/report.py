@@ -45,6 +45,8 @@ def ceiling(results: Results, works: dict, entry: Entry, question: Question) -> 
     work = works.get((entry.dtype, question))
     if work is None or not results.limits:
         return None
+    packed = results.weight_bytes.get(entry, work.weights)  # fewer bytes, if the weights were (`backends/packed.py`)
+    work = work._replace(weights=min(work.weights, packed))
     return work.tokens / work.seconds(limits_of(results), entry.dtype)
 
 

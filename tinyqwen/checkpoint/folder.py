@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import threading
 import warnings
@@ -27,7 +28,7 @@ import numpy as np
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
-from tinyqwen.checkpoint.moving import start_moving, worth_moving
+from tinyqwen.checkpoint.moving import SMALL, start_moving, worth_moving
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -86,6 +87,7 @@ def open_checkpoint(
     tables: str | None = None,
     keep: bool = True,
     mapped: bool | None = True,
+    packed: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """The config and the weights of that folder.
@@ -99,6 +101,8 @@ def open_checkpoint(
     mapped          whether what is wanted as it is stored may be the file itself: no time to load, and no memory of its
                     own. False: a copy, which kernels read faster. None: the file at first, and if a copy leaves as much
                     memory free, that takes its place while the model works (`moving.py`)
+    packed          whether the matrices of a large model in bf16 may be packed, without loss (`backends/packed.py`);
+                    for kernels that take them so, and not for a model that is given away
     progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
                     count for nothing
 
@@ -123,7 +127,8 @@ def open_checkpoint(
     if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
         kept = Kept(source.files, wanted)
         inventory = kept.find() or inventory
-    tensors, maps = load(inventory, wanted, progress, mapped is not False)
+    packed = packed and sum(2 * math.prod(shape) for format, shape in wanted.values() if format == "bf16") > SMALL
+    tensors, maps = load(inventory, wanted, progress, mapped is not False, packed)
     if kept and inventory is source.inventory:
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")

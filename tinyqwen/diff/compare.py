@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.packed import Packed
 from backends.quantised import Quantised
 from tinyqwen.diff.sides import Model, Side, host
 from tinyqwen.errors import UsageError
@@ -293,5 +294,5 @@ def differing_weights(a: Node, b: Node) -> list[str]:
 
 def same(a, b) -> bool:
     """Whether two weights hold the same numbers, in whatever format."""
-    a, b = (host(one).astype(np.float32) if isinstance(one, Quantised) else host(one) for one in (a, b))
+    a, b = (host(one).astype(np.float32) if isinstance(one, (Quantised, Packed)) else host(one) for one in (a, b))
     return np.array_equal(a, b)

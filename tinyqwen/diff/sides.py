@@ -18,6 +18,7 @@ import numpy as np
 
 import backends
 from backends.interface import Backend, Operation
+from backends.packed import Packed
 from backends.places import Places
 from backends.quantised import Quantised
 from tinyqwen.config import FULL, SLIDING, Config
@@ -132,8 +133,8 @@ def host(array):
 
 
 def device(backend: Backend, array):
-    """The array in the backend's memory. A quantised matrix stays as it is."""
-    return array if isinstance(array, Quantised) else backend.xp.asarray(array)
+    """The array in the backend's memory. A quantised or packed matrix stays as it is."""
+    return array if isinstance(array, (Quantised, Packed)) else backend.xp.asarray(array)
 
 
 class Golden:

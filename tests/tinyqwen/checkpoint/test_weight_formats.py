@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 import backends
 from backends.finite import FirstNotFinite, NotFinite
+from backends.packed import Packed
 from backends.quantised import BITS, Quantised, quantise
 from tests.checkpoints import stories_tensors
 from tests.helpers import CONFIGS, greedy, logits_of, tokens
 from tinyqwen.blocks.embedding import take_rows
+from tinyqwen.checkpoint import folder as folder_module
 from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.checkpoint.inventory import fused_experts
 from tinyqwen.checkpoint.loading import QUANTISED_PIECE
@@ -108,6 +111,28 @@ def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, m
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(ours[name].astype(np.float32), theirs[name].astype(np.float32))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch, stored):
+    """Matrices without whole blocks, and one with numbers of all magnitudes, stay as they are."""
+    monkeypatch.setattr(folder_module, "SMALL", 0)
+    config = replace(CONFIGS["tied"], hidden_size=128, num_attention_heads=4, head_dim=32, intermediate_size=200)
+    tensors, random = random_weights(config), np.random.default_rng(0)
+    wild = "model.layers.1.self_attn.v_proj.weight"
+    tensors[wild] = np.ldexp(tensors[wild], random.integers(-60, 20, tensors[wild].shape)).astype(np.float32)
+    save_checkpoint(tmp_path, config, tensors, dtype=stored)
+    plain, packed = (open_checkpoint(tmp_path, dtype="bf16", packed=packed) for packed in (False, True))
+    kinds = {path: isinstance(array, Packed) for path, array in leaves(packed.weights).items() if array.ndim == 2}
+    assert kinds.pop(wild.removeprefix("model.")) is False
+    assert kinds == {path: "down_proj" not in path for path in kinds}
+    for path, array in leaves(plain.weights).items():
+        ours = leaves(packed.weights)[path]
+        np.testing.assert_array_equal(ours.astype(np.float32), array.astype(np.float32), err_msg=path)
+    for backend in (NUMPY, backends.get("cpu", threads=1)):
+        ours, theirs = (logits_of(backend, one.config, one.weights, [1, 2, 3]) for one in (packed, plain))
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert not any(isinstance(array, Packed) for array in leaves(plain.weights).values())
 
 
 def test_auto_is_as_stored_and_float16_is_not_cut(tmp_path, configs, write_file):
