@@ -21,6 +21,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backends import Backend, Meta
@@ -37,6 +38,7 @@ from tinyqwen.kv_cache import KVCache
 from tinyqwen.plan import OPENED
 from tinyqwen.sampling import Sampling
 from tinyqwen.sizes import SIZES
+from tinyqwen.tiny import FOLDER
 from tinyqwen.trace import capture, export
 from tinyqwen.trace.machine import Machine, measure, seconds_per_span
 from tinyqwen.trace.record import Recorder, TracedStep, record
@@ -266,7 +268,7 @@ def show(arguments, subject: Subject, steps: list[TracedStep], machine: Machine,
     weights = "float32" if subject.format == "f32" else f"{subject.format} weights"
     whose = f"{machine.name} at best" if arguments.device else "this machine, measured now"
     speeds = f"{machine.bytes_per_second / 1e9:.0f} GB/s, {machine.flops_per_second / 1e9:.0f} GFLOP/s"
-    say(console, f"{subject_name(arguments)}, backend {arguments.backend}, {weights}; {whose}: {speeds}")
+    say(console, f"{name_of(arguments)}, backend {arguments.backend}, {weights}; {whose}: {speeds}")
     if arguments.explain:
         say(console, "")
         print_explain(console, config, arguments.explain, steps, machine, times=times)
@@ -277,8 +279,9 @@ def show(arguments, subject: Subject, steps: list[TracedStep], machine: Machine,
     save(arguments, console)
 
 
-def subject_name(arguments: argparse.Namespace) -> str:
-    return arguments.size or os.path.basename(arguments.model.rstrip("/")) or arguments.model
+def name_of(arguments: argparse.Namespace) -> str:
+    """What the flags call the model; the embedded one has its folder's name."""
+    return arguments.size or Path(arguments.model or FOLDER).name or arguments.model
 
 
 def show_config(arguments: argparse.Namespace, config: Config) -> None:
@@ -339,7 +342,7 @@ def make_page(arguments, subject: Subject, steps: Sequence[TracedStep], machine:
         )  # fmt: skip
         maps, routes, ids = capture.attention_maps(kept, layer), list(capture.routing(kept).values()), running.ids
     return page(
-        title=f"{arguments.size or arguments.model}, traced on the {arguments.backend} backend in float32",
+        title=f"{name_of(arguments)}, traced on the {arguments.backend} backend in float32",
         command=command(arguments), prompt=subject.prompt, config=subject.config, machine=machine, steps=steps,
         times=times, maps=maps, layer=layer, head=arguments.head or 0, routes=routes, ids=ids, spell=subject.spell,
     )  # fmt: skip

@@ -275,6 +275,12 @@ def test_a_plan_makes_a_page_too(tmp_path, capsys):
     assert "Attention of" not in target.read_text() and harmless(target.read_text())
 
 
+def test_the_embedded_model_is_traced_where_none_is_named(tmp_path, capsys):
+    target = tmp_path / "embedded.html"
+    assert main(["trace", "-q", "--decode", "1", "--html", str(target), "hello"]) == 0
+    assert capsys.readouterr().out.startswith("TinyQwen, ") and "<title>TinyQwen, traced" in target.read_text()
+
+
 def test_a_file_that_cannot_be_written_is_one_clear_line(folder, capsys, tmp_path):
     for place, words in ((tmp_path / "no" / "x.html", "no such folder"), (tmp_path, "is a directory")):
         assert main(["trace", "-m", str(folder), "-q", "--html", str(place), "hi"]) == 2
