@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
 
 from tinyqwen import __version__
 from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
@@ -78,12 +79,16 @@ def dispatch(argv: list[str]) -> int:
     if not argv:
         print(WELCOME)
         return 0
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser([word for word in argv if word in VERBS]).parse_args(argv)
+    arguments.words = argv  # as they were typed, for those who tell them again
     return importlib.import_module(f"tinyqwen.cli.{arguments.verb}").run(arguments)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs, built from their modules."""
+def make_parser(wanted: Collection[str] = VERBS) -> argparse.ArgumentParser:
+    """The parser; the flags of the verbs that are wanted, from their modules.
+
+    Importing one verb takes a moment, importing all of them half a second: a command waits for its own.
+    """
     parser = argparse.ArgumentParser(
         prog="tinyqwen",
         description="Qwen2 language models, explained by code that runs them.",
@@ -92,6 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinyqwen {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
+        if verb not in wanted:
+            verbs.add_parser(verb, help=summary)
+            continue
         module = importlib.import_module(f"tinyqwen.cli.{verb}")
         verb_parser = verbs.add_parser(
             verb, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

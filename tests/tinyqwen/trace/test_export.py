@@ -255,7 +255,8 @@ def exported(folder, tmp_path_factory):
     flags = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
-        assert main(["trace", "-m", str(folder), "-q", "--raw", "--decode", "2", *flags, "--head", "3", ATTACK]) == 0
+        flags += ["--head", "3", "--kv-dtype", "f32"]
+        assert main(["trace", "-m", str(folder), "-q", "--raw", "--decode", "2", *flags, ATTACK]) == 0
     return files
 
 
@@ -264,7 +265,12 @@ def test_the_command_writes_all_exports(exported, capsys):
     reader = harmless(text)
     lines = [json.loads(line) for line in exported["jsonl"].read_text().splitlines()]
     assert len(reader.rows) - 1 == len([line for line in lines if line["step"] < 2])
-    assert "python -m tinyqwen trace" in text and "--head 3" in text and "<h3>head 3</h3>" in text and "Router" in text
+    assert (
+        "python -m tinyqwen trace" in text
+        and "--head 3 --kv-dtype f32 " in text
+        and "<h3>head 3</h3>" in text
+        and "Router" in text
+    )
     assert len(json.loads(exported["chrome"].read_text())["traceEvents"]) == len(lines) + 3 + 4
     ElementTree.fromstring(exported["svg"].read_text(encoding="utf-8"))
 
