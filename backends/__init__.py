@@ -43,7 +43,8 @@ def get(name: str, *, features: Iterable[str] | None = None, threads: int | None
 
         return Cpu(features, threads)
     if features is not None or threads is not None:
-        raise ValueError(f"features and threads are settings of the cpu backend, not of {name}")
+        given = "threads are a setting" if features is None else "features are a setting"
+        raise ValueError(f"{given} of the cpu backend, not of {name}")
     if name == "meta":
         return Meta()
     if ALIASES.get(name, name) == "cuda":

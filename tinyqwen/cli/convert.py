@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tinyqwen.checkpoint.convert import EXPECTED, Converted, Loss, convert
 from tinyqwen.cli import options
+from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 
 
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.tables and arguments.dtype != "int4":
+        raise UsageError(f"--tables {arguments.tables} is about --dtype int4, and this is --dtype {arguments.dtype}")
     folder = options.model_folder(arguments)
     with options.progress_bar("converting", quiet=arguments.quiet or arguments.json) as update:
         done = convert(

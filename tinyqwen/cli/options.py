@@ -91,6 +91,8 @@ def add_context_arguments(parser) -> None:
 
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
+    if arguments.tables and arguments.dtype != "int4":
+        raise UsageError(f"--tables {arguments.tables} is about --dtype int4, and this is --dtype {arguments.dtype}")
     return {
         "dtype": arguments.dtype,
         "tables": arguments.tables,
@@ -203,6 +205,9 @@ def chosen(backend: str, threads: int | None, quiet: bool) -> str:
 def check_flags(arguments: argparse.Namespace) -> None:
     """Complain about what is out of range before anything is loaded."""
     sampling_of(arguments, Sampling())
+    format_of(arguments)
+    if arguments.greedy and arguments.temperature:
+        raise UsageError(f"--greedy and --temperature {arguments.temperature:g} exclude each other")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise UsageError(f"--max-tokens must be at least 1, is {arguments.max_tokens}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
