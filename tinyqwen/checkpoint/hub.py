@@ -26,7 +26,7 @@ from typing import NamedTuple
 from tinyqwen.checkpoint.folder import find_weights, read_index
 from tinyqwen.checkpoint.safetensors_file import INDEX, SINGLE, one_line
 from tinyqwen.errors import DiskFullError, ModelFilesError, NetworkError, TinyqwenError, UsageError
-from tinyqwen.sizes import SIZES
+from tinyqwen.sizes import size_named
 
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
@@ -74,9 +74,7 @@ def resolve_model(
     if (model is None) == (size is None):
         raise UsageError("give either --model FOLDER_OR_REPOSITORY or --size SIZE" + (", not both" if model else ""))
     if size is not None:
-        if size not in SIZES:
-            raise UsageError(f"no size {size!r}; there are {', '.join(SIZES)}")
-        model = SIZES[size].hub_id(base)
+        model = size_named(size).hub_id(base)
     elif base:
         raise UsageError("--base goes with --size; with --model, name the base model's repository itself")
     elif model and (model.startswith((".", os.sep, "~")) or os.path.exists(model)):

@@ -36,7 +36,7 @@ from tinyqwen.config_json import read_config
 from tinyqwen.errors import TinyqwenError, UsageError
 from tinyqwen.formats import FORMATS, weight_bytes
 from tinyqwen.memory import available_bytes
-from tinyqwen.sizes import SIZES
+from tinyqwen.sizes import size_named
 
 BESIDE = 1e9  # bytes that a contestant takes besides its weights: caches, work memory, its libraries
 SHARE = 0.8  # of the memory that is free
@@ -106,8 +106,8 @@ def check_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str], li
         raise UsageError(f"--dtype does not know {strangers[0]!r}; there are {', '.join(FORMATS)}")
     if arguments.size and arguments.model:
         raise UsageError("--size and --model name two models; give one of them")
-    if strangers := [size for size in words(arguments.size or "") if size not in SIZES]:
-        raise UsageError(f"no size {strangers[0]!r}; there are {', '.join(SIZES)}")
+    for size in words(arguments.size or ""):
+        size_named(size)
     for flag in ("rounds", "tokens", "threads"):
         value = getattr(arguments, flag)
         if value is not None and not 1 <= value <= 10_000:

@@ -16,6 +16,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
 
 from tinyqwen import __version__
 from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError, UsageError
@@ -80,10 +81,11 @@ def dispatch(argv: list[str]) -> int:
     if not argv:
         print(WELCOME)
         return 0
-    arguments, strangers = make_parser().parse_known_args(argv)
+    arguments, strangers = make_parser([word for word in argv if word in VERBS]).parse_known_args(argv)
     parser = vars(arguments).pop("parser")
     if strangers:
         raise UsageError(unknown(strangers[0], parser))
+    arguments.words = argv  # as they were typed, for those who tell them again
     return importlib.import_module(f"tinyqwen.cli.{arguments.verb}").run(arguments)
 
 
@@ -106,8 +108,11 @@ def unknown(word: str, parser: argparse.ArgumentParser) -> str:
     return f"{parser.prog.removeprefix('tinyqwen ')} does not take {flag}{meant}"
 
 
-def make_parser() -> Parser:
-    """The parser of all verbs, built from their modules."""
+def make_parser(wanted: Collection[str] = VERBS) -> Parser:
+    """The parser; the flags of the verbs that are wanted, from their modules.
+
+    Importing one verb takes a moment, importing all of them half a second: a command waits for its own.
+    """
     parser = Parser(
         prog="tinyqwen",
         description="Qwen2 language models, explained by code that runs them.",
@@ -116,6 +121,9 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tinyqwen {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
+        if verb not in wanted:
+            verbs.add_parser(verb, help=summary)
+            continue
         module = importlib.import_module(f"tinyqwen.cli.{verb}")
         verb_parser = verbs.add_parser(
             verb, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

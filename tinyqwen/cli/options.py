@@ -10,25 +10,26 @@ from pathlib import Path
 
 import backends
 from tinyqwen.checkpoint.hub import resolve_model
-from tinyqwen.context import chunks, factor
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
+from tinyqwen.context import chunks, factor, stretched
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.sampling import Sampling, with_flags
+from tinyqwen.sizes import size_named
 from tinyqwen.tiny import FOLDER
 
 EMBEDDED = "embedded model, 1.9 million parameters; the real one: --size 0.5B (1 GB from the Hugging Face hub, once)"
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, otherwise: str = "the embedded model") -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model",
-        "-m",
-        metavar="FOLDER|ID",
-        help="a model folder, or a name on the Hugging Face hub; without this and --size: the embedded model",
-    )
+        "--model", "-m", metavar="FOLDER|ID",
+        help=f"a model folder, or a name on the Hugging Face hub; without this and --size: {otherwise}",
+    )  # fmt: skip
     group.add_argument("--size", metavar="SIZE", help="a published size: 0.5B, 1.5B, 7B, ..., 2.5-0.5B, ... (see info)")
     group.add_argument("--base", action="store_true", help="with --size: the base model instead of the instruct model")
     group.add_argument("--revision", help="a branch, tag or commit on the hub")
@@ -89,6 +90,13 @@ def add_context_arguments(parser) -> None:
     )  # fmt: skip
 
 
+def add_ignore_argument(parser) -> None:
+    parser.add_argument(
+        "--ignore-config", action="append", default=[], metavar="KEY",
+        help="accept this key of config.json although its effect is unknown (repeatable)",
+    )  # fmt: skip
+
+
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
     if arguments.tables and arguments.dtype != "int4":
@@ -112,10 +120,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_arguments(group)
     add_cache_arguments(group)
     add_context_arguments(group)
-    group.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY",
-        help="accept this key of config.json although its effect is unknown (repeatable)",
-    )  # fmt: skip
+    add_ignore_argument(group)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +154,19 @@ def model_folder(arguments: argparse.Namespace, **what) -> Path:
         arguments.model, arguments.size, arguments.base,
         revision=arguments.revision, offline=arguments.offline, progress=not getattr(arguments, "quiet", False), **what,
     )  # fmt: skip
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The config of the model that the flags name, run as they say; of a published size nothing is read."""
+    if arguments.size and not arguments.model:
+        return stretched(size_named(arguments.size).config(arguments.base), arguments.yarn, arguments.dca)
+    return config_in(model_folder(arguments, weights=False), arguments)
+
+
+def config_in(folder: Path, arguments: argparse.Namespace) -> Config:
+    """The config of the model in that folder, run as the flags say."""
+    config = read_config(folder / "config.json", tuple(arguments.ignore_config))
+    return stretched(config, arguments.yarn, arguments.dca)
 
 
 def is_embedded(arguments: argparse.Namespace) -> bool:
@@ -186,7 +204,7 @@ def load_named(arguments: argparse.Namespace) -> Runtime:
             yarn=arguments.yarn,
             dca=arguments.dca,
             ignore_config=tuple(arguments.ignore_config),
-            gpu_layers=arguments.gpu_layers,
+            gpu_layers=getattr(arguments, "gpu_layers", None),
             progress=update,
             compiling=compiling,
         )

@@ -40,6 +40,21 @@ def test_every_verb_explains_itself_with_examples(tinyqwen, verb):
     assert f"tinyqwen {verb} " in out.split("options:")[0].split("\n\n", 1)[1], "an example"
 
 
+@pytest.mark.parametrize("words", ["", "--help", "--version"])
+def test_what_computes_nothing_waits_for_no_library(words):
+    script = f"""
+import sys
+from tinyqwen.cli.main import main
+try:
+    main({words.split()})
+except SystemExit:
+    pass
+print(*{{"numpy", "numba", "tokenizers", "jinja2", "rich", "backends"}} & sys.modules.keys(), end="", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_model_text_alone_goes_to_standard_output(folder):
     quiet = process("generate", "-m", folder, "-n", 6, "--seed", 1, "-q", "hello")
     loud = process("generate", "-m", folder, "-n", 6, "--seed", 1, "--stats", "hello", FORCE_COLOR="1")
@@ -155,6 +170,18 @@ def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
     assert code == 0 and "a context of 1536" in out
 
 
+@pytest.mark.parametrize("words", ["info", "plan", "trace --view mem", "trace --backend numpy --decode 1 hi"])
+def test_a_key_that_is_not_known_is_passed_over_where_the_flag_says_so(tinyqwen, tmp_path, words):
+    write_tiny_checkpoint(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": 7}))
+    model = "-m", tmp_path
+    verb, *rest = words.split()
+    code, _, err = tinyqwen(verb, *model, *rest)
+    assert code == 3 and "--ignore-config novelty" in err
+    assert tinyqwen(verb, *model, "--ignore-config", "novelty", *rest)[0] == 0
+
+
 def test_dca_lengthens_the_context_and_says_the_same_within_a_chunk(tinyqwen, folder):
     facts = json.loads(tinyqwen("info", "-m", folder, "--dca", "512,64", "--json")[1])
     assert facts["shape"]["context"] == 2048
@@ -230,7 +257,7 @@ WRONG_USAGE = {
     "no such system file": (["generate", "-m", "{folder}", "-s", "@/no/such/file", "hi"], "No such file"),
     "surrogate": (["generate", "-m", "{folder}", "a\udcffb"], "UTF-8"),
     "ids": (["tokens", "-m", "{folder}", "--ids", "x"], "whole numbers"),
-    "info of two": (["info", "-m", "{folder}", "--size", "0.5B"], "two models"),
+    "info of two": (["info", "-m", "{folder}", "--size", "0.5B"], "not both"),
     "info of none": (["info", "--size", "8B"], "2.5-7B"),
 }  # fmt: skip
 
