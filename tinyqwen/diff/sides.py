@@ -21,7 +21,7 @@ from backends.interface import Backend, Operation
 from backends.places import Places
 from backends.quantised import Quantised
 from tinyqwen.config import FULL, SLIDING, Config
-from tinyqwen.config_json import parse_config
+from tinyqwen.config_json import parse_config, written_scaling
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
@@ -183,11 +183,15 @@ class Transformers:
     """A side that is transformers itself, in float32 with eager attention, through its own cache.
 
     Its RMSNorm and rotary angles are float32 whatever the model's type, so there is no float64 of it.
+
+    config   how to run it: as the folder's config.json says, or with another YaRN. Dual Chunk Attention it has not
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, config: Config):
+        if config.dual_chunk_attention_config:
+            raise UsageError("transformers has no Dual Chunk Attention; compare with another side, or without it")
         try:
             import torch
             import transformers
@@ -198,8 +202,12 @@ class Transformers:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         self.torch: Any = torch
+        theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        scaling = config.rope_scaling
+        if scaling and theirs.rope_parameters.get("factor") != scaling.factor:  # asked for by --yarn
+            theirs.rope_parameters = {**theirs.rope_parameters, "rope_type": "yarn", **written_scaling(scaling)}
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
+            folder, config=theirs, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
             local_files_only=True,
         ).eval()  # fmt: skip
 
@@ -231,7 +239,7 @@ def make_side(name: str, config: Config, weights: Node, folder: Path | None = No
     if name == "transformers":
         if folder is None:
             raise UsageError("the side transformers reads a model folder; name one with --model or --size")
-        return Transformers(folder)
+        return Transformers(folder, config)
     of, _, variant = name.partition(":")
     if of not in backends.NAMES or variant not in ("", "float64", "bf16-weights"):
         of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in backends.NAMES)
