@@ -10,9 +10,12 @@ import sys
 from tinyqwen.cli.trace_subject import Subject
 from tinyqwen.config import Config
 from tinyqwen.errors import UsageError
-from tinyqwen.trace import capture, export
+from tinyqwen.trace import export
+from tinyqwen.trace.attention_maps import attention_maps, attention_weights
+from tinyqwen.trace.lens import layer_outputs, lens
 from tinyqwen.trace.machine import Machine, seconds_per_span
 from tinyqwen.trace.record import TracedStep
+from tinyqwen.trace.routing import routers, routing
 
 
 def console_of(arguments: argparse.Namespace):
@@ -64,19 +67,19 @@ def show_values(arguments: argparse.Namespace, subject: Subject, layer: int | No
     config, console = subject.config, console_of(arguments)
     if arguments.view == "attention":
         layer, head = layer or 0, arguments.head or 0
-        steps, ids = subject.captured(capture.attention_weights(layer), arguments.decode + 1)
-        maps, G = capture.attention_maps(steps, layer), config.num_key_value_heads
+        steps, ids = subject.captured(attention_weights(layer), arguments.decode + 1)
+        maps, G = attention_maps(steps, layer), config.num_key_value_heads
         views.print_attention(console, maps, ids, subject.spell, layer=layer, head=head, kv_heads=G)
     elif arguments.view == "route":
         sparse = [number for number in range(config.num_hidden_layers) if config.is_sparse(number)]
         if not sparse:
             raise UsageError("--view route: this model is dense, it has no experts to route to")
         layer = views.choose("sparse layer", sparse[0] if layer is None else layer, sparse)
-        steps, _ = subject.captured(capture.routers, arguments.decode + 1)
-        views.print_route(console, capture.routing(steps)[layer], subject.spell)
+        steps, _ = subject.captured(routers, arguments.decode + 1)
+        views.print_route(console, routing(steps)[layer], subject.spell)
     else:
-        steps, ids = subject.captured(capture.layer_outputs, arguments.decode + 1)
-        found = capture.lens(subject.backend, config, subject.weights, steps, subject.vocabulary)
+        steps, ids = subject.captured(layer_outputs, arguments.decode + 1)
+        found = lens(subject.backend, config, subject.weights, steps, subject.vocabulary)
         views.print_lens(console, found, ids, subject.spell)
     save(arguments, console)
 
@@ -87,10 +90,10 @@ def page_of(arguments, subject: Subject, steps: list[TracedStep], machine: Machi
 
     maps, routes, ids = [], [], []
     if subject.real:
-        attention = capture.attention_weights(layer)
-        keep = lambda path, operation: attention(path, operation) or capture.routers(path, operation)  # noqa: E731
+        attention = attention_weights(layer)
+        keep = lambda path, operation: attention(path, operation) or routers(path, operation)  # noqa: E731
         kept, ids = subject.captured(keep, arguments.decode + 1)
-        maps, routes = capture.attention_maps(kept, layer), list(capture.routing(kept).values())
+        maps, routes = attention_maps(kept, layer), list(routing(kept).values())
     return page(
         title=f"{subject.name}, traced on the {arguments.backend} backend, {subject.stored}",
         command=shlex.join(["python", "-m", "tinyqwen", *arguments.words]), prompt=subject.prompt,

@@ -11,19 +11,10 @@ from tinyqwen.errors import UsageError
 from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.sampling import Sampling
-from tinyqwen.trace.capture import (
-    AttentionMap,
-    Routing,
-    attention_maps,
-    attention_weights,
-    capture,
-    distribution,
-    joined,
-    layer_outputs,
-    lens,
-    routers,
-    routing,
-)
+from tinyqwen.trace.attention_maps import AttentionMap, attention_maps, attention_weights, joined
+from tinyqwen.trace.capture import capture
+from tinyqwen.trace.lens import distribution, layer_outputs, lens
+from tinyqwen.trace.routing import Routing, routers, routing
 
 BACKEND = backends.get("numpy")
 

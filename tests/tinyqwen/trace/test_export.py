@@ -23,11 +23,12 @@ from tests.tinyqwen.trace.test_views import spell
 from tinyqwen.cli.main import main
 from tinyqwen.plan import shape_weights
 from tinyqwen.sizes import SIZES
-from tinyqwen.trace.capture import AttentionMap, attention_maps, routing
+from tinyqwen.trace.attention_maps import AttentionMap, attention_maps
 from tinyqwen.trace.export import chrome_events, write_jsonl, write_svg
 from tinyqwen.trace.page import page
 from tinyqwen.trace.pictures import heat_map, roofline
 from tinyqwen.trace.record import closed, record, rows
+from tinyqwen.trace.routing import routing
 from tinyqwen.trace.table import duration, print_trace, si
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> &amp;"

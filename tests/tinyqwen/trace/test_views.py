@@ -19,10 +19,13 @@ from tinyqwen.model import forward
 from tinyqwen.plan import OPENED, longest_context, memory, on_shapes, shape_weights, wavelengths
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
-from tinyqwen.trace.capture import attention_maps, attention_weights, capture, lens, routers, routing
+from tinyqwen.trace.attention_maps import attention_maps, attention_weights
+from tinyqwen.trace.capture import capture
 from tinyqwen.trace.explain import ROOT, at_sizes, formula, operations, print_explain, source
 from tinyqwen.trace.explain import SIZES as EXPLAINED
+from tinyqwen.trace.lens import lens
 from tinyqwen.trace.record import closed, record
+from tinyqwen.trace.routing import routers, routing
 from tinyqwen.trace.table import si
 from tinyqwen.trace.views import SHADES, pooled, print_attention, print_bars, print_lens, print_map, print_route
 from tinyqwen.trace.views_of_plans import print_memory, print_rope
