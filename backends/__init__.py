@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from backends.interface import Backend, Cost, Operation, Wrapper, nbytes, operation, shape_only
+from backends.interface import Backend, Cost, Operation, Wrapper, host, nbytes, operation, shape_only
 from backends.meta import Meta
 
 __all__ = [
-    "ALIASES", "DEVICES", "NAMES", "Backend", "Cost", "Operation", "Wrapper", "choose", "get", "nbytes", "operation",
-    "shape_only",
+    "ALIASES", "DEVICES", "NAMES", "Backend", "Cost", "Operation", "Wrapper", "choose", "get", "host", "nbytes",
+    "operation", "shape_only",
 ]  # fmt: skip
 
 NAMES = ("numpy", "cpu")  # those that compute on every machine

@@ -1,8 +1,9 @@
 """Run one model in two ways on the same tokens: where do they first part, and is it rounding or a bug?
 
-A side is a backend (numpy), it in float64 (numpy:float64), it with weights rounded to bfloat16 (numpy:bf16-weights), a
-file of recorded outputs (goldens:FILE, model and prompt included), or transformers, if that is installed. Side B is
-what is expected. The exit code is 0 if the sides are the same or differ by rounding, and 1 if they really differ.
+A side is a backend (numpy, cpu, cuda), it in float64 (numpy:float64), it with weights rounded to bfloat16
+(numpy:bf16-weights), a file of recorded outputs (goldens:FILE, model and prompt included), or transformers, if that is
+installed. Side B is what is expected. The exit code is 0 if the sides are the same or differ by rounding, and 1 if they
+really differ.
 
   tinyqwen diff --random tiny --a numpy --b numpy:float64
   tinyqwen diff --size 0.5B --a numpy --b transformers "Why is the sky blue?"

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 import backends
-from backends.interface import Backend, Operation
+from backends.interface import Backend, Operation, host
 from backends.places import Places
 from backends.quantised import Quantised
+from tinyqwen.checkpoint.upload import upload
 from tinyqwen.config import FULL, SLIDING, Config
 from tinyqwen.config_json import parse_config, written_scaling
 from tinyqwen.errors import ModelFilesError, UsageError
@@ -88,7 +89,7 @@ class Model:
 
     def textbook(self, dtype) -> Model:
         """The definitions themselves on the same weights, whatever the backend."""
-        weights = each_array(self.weights, host)
+        weights = each_array(self.weights, here)
         return replace(self, name="the definitions", backend=Backend(np, dtype=dtype), weights=weights)
 
 
@@ -126,9 +127,11 @@ def flat(out) -> list:
     return [array for item in out for array in flat(item)] if isinstance(out, (tuple, list)) else [out]
 
 
-def host(array):
-    """The NumPy array of an array that may lie in a GPU's memory."""
-    return array.get() if hasattr(array, "get") else array
+def here(weight):
+    """A weight in this machine's memory, quantised or not."""
+    if isinstance(weight, Quantised):
+        return Quantised(weight.bits, weight.shape, host(weight.values), host(weight.scales))
+    return host(weight)
 
 
 def device(backend: Backend, array):
@@ -241,17 +244,21 @@ def make_side(name: str, config: Config, weights: Node, folder: Path | None = No
             raise UsageError("the side transformers reads a model folder; name one with --model or --size")
         return Transformers(folder, config)
     of, _, variant = name.partition(":")
-    if of not in backends.NAMES or variant not in ("", "float64", "bf16-weights"):
-        of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in backends.NAMES)
+    known = *backends.NAMES, *backends.DEVICES
+    if backends.ALIASES.get(of, of) not in known or variant not in ("", "float64", "bf16-weights"):
+        of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in known)
         raise UsageError(f"no side {name!r}; there are {of_backends}, goldens:FILE and transformers")
-    backend = backends.get(of)
+    try:
+        backend = backends.get(of)
+    except ValueError as error:  # no GPU
+        raise UsageError(str(error)) from None
     if variant == "float64" and np.float64 not in backend.dtypes:
         raise UsageError(f"the kernels of the {of} backend are for float32; numpy:float64 runs the definitions")
     if variant == "bf16-weights":
         parameters = count_parameters(config)["total"]
         require(4 * parameters, "a second copy of the weights", "take a smaller model")
         weights = each_array(weights, rounded_to_bf16)
-    weights = each_array(weights, lambda array: device(backend, array))
+    weights = upload(backend, weights) if backend.name == "cuda" else weights
     side = Model(name, backend, config, weights)
     return replace(side.in_float64(), name=name) if variant == "float64" else side
 
