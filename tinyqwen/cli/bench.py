@@ -29,6 +29,7 @@ from tinyqwen.bench.rounds import DISTURBED, Question, Results
 from tinyqwen.bench.rounds import run as run_rounds
 from tinyqwen.bench.starts import start_seconds
 from tinyqwen.bench.team import MODULES, Entry, Lost, formats, groups, missing
+from tinyqwen.checkpoint.hub import folder_here
 from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
@@ -148,7 +149,7 @@ def numbers(flag: str, text: str, least: int) -> list[int]:
 def folders(arguments: argparse.Namespace, report):
     """The models, by name; those of random weights are made when their turn comes."""
     if arguments.model:
-        folder = Path(arguments.model).expanduser()
+        folder = folder_here(arguments.model)
         yield folder.name, folder
         return
     for size in words(arguments.size or "0.5B"):

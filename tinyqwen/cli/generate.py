@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.raw and (arguments.system is not None or arguments.no_template):
+        other = "--no-template" if arguments.no_template else "--system"
+        raise UsageError(f"--raw and {other} exclude each other: a text that is only continued has no template")
     prompts = read_prompts(arguments)
     started = time.perf_counter()
     runtime = options.load_model(arguments)

@@ -124,7 +124,7 @@ def list_sizes(arguments: argparse.Namespace) -> int:
     console.print(table)
     for line in (
         "total, body (without the tables), active (per token): 10^9 parameters",
-        "heads: query:KV    f32 to int4: GB of weights    KV: KiB of cache per token, bf16",
+        "heads: query:KV   f32 to int4: GB of weights   KV: KiB of cache a token, bf16",
         "--size NAME tells more about one, and what public pages get wrong",
     ):
         console.print(line, style="dim", no_wrap=True, highlight=False)

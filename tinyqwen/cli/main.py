@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import faulthandler
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Collection
 
 from tinyqwen import __version__
-from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
+from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError, UsageError
 
 VERBS = {
     "bench": "how fast this machine runs a model, how fast it could, and beside others",
@@ -79,17 +81,39 @@ def dispatch(argv: list[str]) -> int:
     if not argv:
         print(WELCOME)
         return 0
-    arguments = make_parser([word for word in argv if word in VERBS]).parse_args(argv)
+    arguments, strangers = make_parser([word for word in argv if word in VERBS]).parse_known_args(argv)
+    parser = vars(arguments).pop("parser")
+    if strangers:
+        raise UsageError(unknown(strangers[0], parser))
     arguments.words = argv  # as they were typed, for those who tell them again
     return importlib.import_module(f"tinyqwen.cli.{arguments.verb}").run(arguments)
 
 
-def make_parser(wanted: Collection[str] = VERBS) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's, but what is wrong is one line of ours; `parser` is that of the verb, or of its stage."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.set_defaults(parser=self)
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; {self.prog} --help says more")
+
+
+def unknown(word: str, parser: argparse.ArgumentParser) -> str:
+    """What to say of an argument that the verb does not take."""
+    flag = word.partition("=")[0]
+    near = difflib.get_close_matches(flag, re.findall(r"--[a-z][a-z-]+", parser.format_help()), 1, cutoff=0.75)
+    meant = f"; did you mean {near[0]}?" if near else f"; {parser.prog} --help tells what it takes"
+    return f"{parser.prog.removeprefix('tinyqwen ')} does not take {flag}{meant}"
+
+
+def make_parser(wanted: Collection[str] = VERBS) -> Parser:
     """The parser; the flags of the verbs that are wanted, from their modules.
 
     Importing one verb takes a moment, importing all of them half a second: a command waits for its own.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinyqwen",
         description="Qwen2 language models, explained by code that runs them.",
         epilog="tinyqwen VERB --help tells more about one of them.",

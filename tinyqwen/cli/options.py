@@ -36,10 +36,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, otherwise: str = "the e
     group.add_argument("--offline", action="store_true", help="use what is downloaded already, ask no network")
 
 
+GPU = "cuda", "cupy", "auto"
+
+
 def add_backend_arguments(parser, *others: str, default: str = "cpu") -> None:
-    """Where to run, and with how many threads."""
+    """Where to run, and with how many threads. others: names besides those of the processor, such as GPU."""
+
+    def named(word: str) -> str:
+        if word in GPU and word not in others:
+            raise UsageError(f"--backend {word}: this runs on the processor only; take --backend {default}")
+        return word
+
     parser.add_argument(
-        "--backend", default=default, choices=[*backends.NAMES, "numba", *others],
+        "--backend", default=default, type=named, choices=[*backends.NAMES, "numba", *others],
         help="numpy: the readable definitions themselves; cpu: compiled kernels"
         + ("; cuda: an NVIDIA GPU; auto: cuda where it can be used, else cpu" if "cuda" in others else "")
         + f" (default: {default})",
@@ -99,6 +108,8 @@ def add_ignore_argument(parser) -> None:
 
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
+    if arguments.tables and arguments.dtype != "int4":
+        raise UsageError(f"--tables {arguments.tables} is about --dtype int4, and this is --dtype {arguments.dtype}")
     return {
         "dtype": arguments.dtype,
         "tables": arguments.tables,
@@ -110,7 +121,7 @@ def format_of(arguments: argparse.Namespace) -> dict:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that `load_named` asks: where to run, in what formats, how far to look."""
     group = parser.add_argument_group("running")
-    add_backend_arguments(group, "cuda", "cupy", "auto", default="auto")
+    add_backend_arguments(group, *GPU, default="auto")
     group.add_argument(
         "--gpu-layers", type=int, metavar="N",
         help="the first N layers on the GPU, the others on the processor, for models that do not fit (default: all)",
@@ -221,6 +232,9 @@ def chosen(backend: str, threads: int | None, quiet: bool) -> str:
 def check_flags(arguments: argparse.Namespace) -> None:
     """Complain about what is out of range before anything is loaded."""
     sampling_of(arguments, Sampling())
+    format_of(arguments)
+    if arguments.greedy and arguments.temperature:
+        raise UsageError(f"--greedy and --temperature {arguments.temperature:g} exclude each other")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise UsageError(f"--max-tokens must be at least 1, is {arguments.max_tokens}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:

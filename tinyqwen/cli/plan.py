@@ -144,7 +144,7 @@ def show_all(facts: dict) -> None:
     table.add_column("--size", no_wrap=True)
     for format in FORMATS:
         table.add_column(format, justify="right", no_wrap=True)
-        table.add_column("fits in", no_wrap=True)
+        table.add_column("in", no_wrap=True)
     for name, row in facts["sizes"].items():
         cells = []
         for format in FORMATS:
@@ -152,7 +152,8 @@ def show_all(facts: dict) -> None:
             cells += [f"{row['total'][format] / 1e9:.1f} GB", f"{smallest[0]} GB" if smallest else "-"]
         table.add_row(Text(name), *map(Text, cells))
     console = Console(highlight=False)
-    console.print(f"weights, {facts['kv']} cache of {facts['context']:,} tokens and intermediate results, all in all:")
+    console.print(f"weights, {facts['kv']} cache of {facts['context']:,} tokens and intermediate results, all in all,")
+    console.print(f"in each format of weights, and the smallest of {', '.join(map(str, ROOMS))} GB that it fits in:")
     console.print(table)
 
 

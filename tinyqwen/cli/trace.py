@@ -1,7 +1,8 @@
 """Watch every operation of a prompt and of some decoded tokens: shapes, times, distance from this machine's limit.
 
 Equal layers are folded into one; --layer N opens another, --layer all opens all. With --backend meta nothing is
-computed and nothing downloaded: shapes, work and the least time that this machine would need, for any size.
+computed and nothing downloaded: shapes, work and the least time that this machine would need, for any size. With
+--backend cuda each operation is waited for, so that its time is its own; unwatched, a token is one launch of them all.
 
 Views: table (all operations), attention (of one layer and head), route (experts of each token), lens (what each layer
 would have said); mem and rope need no run, only a config. --explain PATH tells all about one operation.
@@ -26,7 +27,7 @@ from tinyqwen.devices import device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.generate import generate
 from tinyqwen.trace import export
-from tinyqwen.trace.machine import Machine, measure
+from tinyqwen.trace.machine import Machine, limits_of
 from tinyqwen.trace.record import Recorder, TracedStep, record
 
 OF_CONFIG = ("mem", "rope")  # views that need no run
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, metavar="N", help="with attention: the query head drawn large (default 0)")
     parser.add_argument("--explain", metavar="PATH", help="one operation, such as layers.0.self_attn.attention.scores")
     parser.add_argument("--raw", action="store_true", help="no chat template: the prompt as it stands")
-    options.add_backend_arguments(parser, "meta")
+    options.add_backend_arguments(parser, *options.GPU, "meta")
     options.add_format_arguments(parser)
     options.add_cache_arguments(parser)
     options.add_context_arguments(parser)
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.view in OF_VALUES:
         show_values(arguments, subject, layer)
         return 0
-    machine = machine_of(arguments)
+    machine = machine_of(arguments, subject)
     steps = watch(arguments, subject)
     if arguments.explain:
         from tinyqwen.trace.explain import find
@@ -89,14 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def machine_of(arguments: argparse.Namespace) -> Machine:
-    """The limits to compare with: this machine's, measured now, or a datasheet's."""
+def machine_of(arguments: argparse.Namespace, subject: Subject) -> Machine:
+    """The limits to compare with: those of what runs it, measured now, or a datasheet's."""
     if arguments.device:
         device = device_named(arguments.device)
         return Machine(arguments.device, device.bandwidth * 1e9, device.teraflops * 1e12)
     if not arguments.quiet:
         print("measuring this machine ...", end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-    return measure()
+    return limits_of(subject.backend)
 
 
 def watch(arguments: argparse.Namespace, subject: Subject) -> list[TracedStep]:

@@ -39,16 +39,17 @@ def show_run(arguments, subject: Subject, steps: list[TracedStep], machine: Mach
     from tinyqwen.trace.views import say
 
     console, config, times = console_of(arguments), subject.config, subject.real
-    whose = f"{machine.name} at best" if arguments.device else "this machine, measured now"
+    whose = f"{machine.name} at best" if arguments.device else f"{machine.name}, measured now"
     speeds = f"{machine.bytes_per_second / 1e9:.0f} GB/s, {machine.flops_per_second / 1e9:.0f} GFLOP/s"
-    say(console, f"{subject.name}, backend {arguments.backend}, {subject.stored}; {whose}: {speeds}")
+    say(console, f"{subject.name}, backend {subject.backend.name}, {subject.stored}; {whose}: {speeds}")
     if arguments.explain:
         say(console, "")
         print_explain(console, config, arguments.explain, steps, machine, times=times)
     else:
+        overhead = seconds_per_span(backend=subject.backend) if times else 0.0
         letters = " ".join(f"{letter}={size}" for letter, size in config.letters.items())
         say(console, f"{letters}; T tokens of the call, S keys visible\n", "dim")
-        print_trace(console, steps, machine, opened=opened, overhead=seconds_per_span() if times else 0.0, times=times)
+        print_trace(console, steps, machine, opened=opened, overhead=overhead, times=times)
     save(arguments, console)
 
 
@@ -95,7 +96,7 @@ def page_of(arguments, subject: Subject, steps: list[TracedStep], machine: Machi
         kept, ids = subject.captured(keep, arguments.decode + 1)
         maps, routes = attention_maps(kept, layer), list(routing(kept).values())
     return page(
-        title=f"{subject.name}, traced on the {arguments.backend} backend, {subject.stored}",
+        title=f"{subject.name}, traced on the {subject.backend.name} backend, {subject.stored}",
         command=shlex.join(["python", "-m", "tinyqwen", *arguments.words]), prompt=subject.prompt,
         config=subject.config, machine=machine, steps=steps, times=subject.real, maps=maps, layer=layer,
         head=arguments.head or 0, routes=routes, ids=ids, spell=subject.spell,

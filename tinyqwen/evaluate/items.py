@@ -24,7 +24,8 @@ def read_items(path: Path | str) -> Iterator[Item]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({error})") from None
+        why = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
+        raise UsageError(f"{path}: cannot be read as text ({why})") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:

@@ -236,3 +236,22 @@ def test_chat_runs_what_was_converted_and_formats_go_through_the_flags(source, t
     error = capsys.readouterr().err
     assert "holds int8 weights" in error and len(error.splitlines()) == 1
     assert os.listdir(cache)
+
+
+@pytest.mark.parametrize("flags, key, said", [
+    (("--yarn", "2"), "rope_scaling", {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}),
+    (("--dca", "256,32"), "dual_chunk_attention_config",
+     {"chunk_size": 256, "local_size": 32, "original_max_position_embeddings": 0}),
+])  # fmt: skip
+def test_what_the_flags_say_of_long_texts_is_what_config_json_says(source, tmp_path, capsys, flags, key, said):
+    """Whoever loads the folder runs it so, without a flag: it says what the source says with the flag."""
+    assert main(["convert", "-m", str(source), "--dtype", "bf16", *flags, str(tmp_path / "out"), "-q"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())[key] == said
+    ask = ["generate", "--greedy", "-n", "5", "--json", "--backend", "numpy", "--raw", "x " * 400]
+    for more in ([str(source), *flags], [str(tmp_path / "out")]):
+        assert main([*ask, "-m", *more]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["tokens"] == second["tokens"] and first["usage"]["prompt_tokens"] == 800
+    assert main(["convert", "-m", str(tmp_path / "out"), "--dtype", "f32", "--yarn", "3", "--dca", "256,32",
+                 str(tmp_path / "no")]) == 2  # fmt: skip
+    assert "would both stretch the context" in capsys.readouterr().err and not (tmp_path / "no").exists()

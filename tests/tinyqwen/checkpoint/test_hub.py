@@ -299,6 +299,10 @@ def test_our_own_errors_and_bugs_pass_through():
         ({"model": "x", "size": "0.5B"}, "not both"),
         ({"model": None, "size": "8B"}, "no size '8B'; there are 0.5B, 1.5B, 7B"),
         ({"model": "x", "base": True}, "--base goes with --size"),
+        ({"model": "x"}, "'x' is neither a folder here nor a repository's name"),
+        ({"model": "./no/such"}, "./no/such: no such folder"),
+        ({"model": "/no/such"}, "/no/such: no such folder"),
+        ({"model": __file__}, "is a file; name the folder"),
     ],
 )
 def test_resolve_refuses(arguments, says):
@@ -312,8 +316,8 @@ def test_resolve(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("Qwen").mkdir()
     assert resolve_model("Qwen") == Path("Qwen")
-    assert resolve_model("~/x") == Path.home() / "x"
-    assert resolve_model("./no/such") == Path("no/such") and resolve_model("/no/such") == Path("/no/such")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_model("~/Qwen") == tmp_path / "Qwen" and resolve_model("./Qwen") == Path("Qwen")
     assert not asked
     assert resolve_model("Qwen/Qwen2-0.5B", revision="v1") == Path("fetched")
     resolve_model(None, "2.5-3B", offline=True)

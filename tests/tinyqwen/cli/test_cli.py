@@ -11,6 +11,7 @@ import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
 from tinyqwen.cli.main import VERBS
+from tinyqwen.cli.train import KINDS, OWN
 
 ROOT = Path(__file__).parents[3]
 
@@ -217,6 +218,18 @@ WRONG_USAGE = {
     "two models": (["generate", "-m", "{folder}", "--size", "0.5B", "hi"], "not both"),
     "unknown size": (["generate", "--size", "3B", "hi"], "2.5-3B"),
     "base without size": (["generate", "-m", "{folder}", "--base", "hi"], "--base"),
+    "no such folder": (["info", "-m", "./nowhere"], "./nowhere: no such folder"),
+    "no such folder, a word": (["generate", "-m", "nowhere", "hi"], "'nowhere' is neither a folder here nor"),
+    "a file for a folder": (["tokens", "-m", "{folder}/config.json", "hi"], "is a file; name the folder"),
+    "tables of what is not int4": (["generate", "-m", "{folder}", "--tables", "int4", "hi"], "is about --dtype int4"),
+    "tables, converting": (["convert", "-m", "{folder}", "x", "--dtype", "int8", "--tables", "int4"], "about --dtype"),
+    "raw with a system message": (["generate", "-m", "{folder}", "--raw", "-s", "x", "hi"], "--raw and --system"),
+    "raw plain": (["generate", "-m", "{folder}", "--raw", "--no-template", "hi"], "--raw and --no-template exclude"),
+    "greedy and hot": (["generate", "-m", "{folder}", "--greedy", "--temp", "1", "hi"], "exclude each other"),
+    "threads of numpy": (["generate", "-m", "{folder}", "--backend", "numpy", "--threads", "1", "hi"], "cpu backend"),
+    "items of a task": (["eval", "-m", "{folder}", "--tasks", "home", "--items", "x"], "--items and --tasks exclude"),
+    "shots at home": (["eval", "-m", "{folder}", "--num-fewshot", "2"], "--num-fewshot is for tasks of lm-eval"),
+    "experts": (["train", "upcycle", "-m", "{folder}", "x", "--per-token", "9"], "1 to 8 of 8 experts, not 9"),
     "empty prompt": (["generate", "-m", "{folder}", ""], "empty"),
     "white prompt": (["generate", "-m", "{folder}", " \n "], "empty"),
     "several prompts as text": (["generate", "-m", "{folder}", "a", "b"], "--json"),
@@ -259,10 +272,25 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(tinyqwen, folder, name):
     assert words in err
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["generate", "--nonsense"], ["chat", "--backend", "abacus"]])
-def test_what_argparse_refuses_names_the_choices(tinyqwen, arguments):
-    code, _, err = tinyqwen(*arguments)
-    assert code == 2 and "error:" in err
+@pytest.mark.parametrize("arguments, words", [
+    (["nonsense"], "invalid choice: 'nonsense'"), (["chat", "--backend", "abacus"], "choose from 'numpy'"),
+    (["generate", "--nonsense", "hi"], "generate does not take --nonsense; tinyqwen generate --help"),
+    (["generate", "hi", "--temprature=1"], "does not take --temprature; did you mean --temperature?"),
+    (["doctor", "extra"], "tinyqwen: doctor does not take extra"), (["convert"], "required: OUT, --dtype"),
+    (["plan", "--dca", "1"], "should be CHUNK,LOCAL"), (["chat", "--seed", "x"], "--seed: invalid int value: 'x'"),
+    (["train", "nonsense"], "invalid choice: 'nonsense'"), (["train", "sft"], "OUT, --data; tinyqwen train sft"),
+    (["train", "sft", "--data", "x", "out", "--rate", "1"], "train sft does not take --rate"),
+])  # fmt: skip
+def test_what_argparse_refuses_is_one_line_too(tinyqwen, arguments, words):
+    code, out, err = tinyqwen(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and words in err
+
+
+def test_train_alone_tells_its_stages_with_an_example_of_each(tinyqwen):
+    code, out, err = tinyqwen("train")
+    assert (code, err) == (0, "")
+    assert all(f"tinyqwen train {stage} " in out for stage in (*KINDS, *OWN))
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 30, "a page"
 
 
 @pytest.mark.parametrize(

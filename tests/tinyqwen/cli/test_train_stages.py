@@ -236,8 +236,6 @@ def test_rejection_sampling_writes_what_the_next_stages_read(more, tmp_path, cap
                     for name in ("chats.jsonl", "pairs.jsonl"))  # fmt: skip
     assert all(chat["messages"][-1]["role"] == "assistant" for chat in chats)
     assert all("a" not in pair["chosen"].lower() or "e" not in pair["chosen"].lower() for pair in pairs)
-    assert main(arguments) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
     if pairs:
         assert main(["train", "dpo", "--model", str(more), "--data", str(tmp_path / "out/pairs.jsonl"),
                      str(tmp_path / "dpo"), *SMALL, "--quiet"]) == 0  # fmt: skip

@@ -37,7 +37,7 @@ ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> &amp;"
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
     """Two seconds saved in every test of the command; that a machine can be measured is tested elsewhere."""
-    monkeypatch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
+    monkeypatch.setattr("tinyqwen.cli.trace.limits_of", lambda backend: MACHINE)
 
 
 def make(config, steps, **settings):
@@ -255,7 +255,7 @@ def exported(folder, tmp_path_factory):
     files = {name: target / f"trace.{name}" for name in ("jsonl", "chrome", "html", "svg")}
     flags = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
+        patch.setattr("tinyqwen.cli.trace.limits_of", lambda backend: MACHINE)
         flags += ["--head", "3", "--kv-dtype", "f32"]
         assert main(["trace", "-m", str(folder), "-q", "--raw", "--decode", "2", *flags, ATTACK]) == 0
     return files

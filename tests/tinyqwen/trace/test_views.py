@@ -55,7 +55,7 @@ def fits(text, width):
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
     """Two seconds saved in every test of the command; that a machine can be measured is tested elsewhere."""
-    monkeypatch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
+    monkeypatch.setattr("tinyqwen.cli.trace.limits_of", lambda backend: MACHINE)
 
 
 WIDTHS = pytest.mark.parametrize("width", [80, 100])
