@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from backends.cache_folder import cache_folder
 from tinyqwen.bench.contestants.task import Task
 from tinyqwen.bench.figures import OURS, figures
 from tinyqwen.bench.limits import KV_BYTES, work
@@ -30,7 +31,6 @@ from tinyqwen.bench.rounds import run as run_rounds
 from tinyqwen.bench.starts import start_seconds
 from tinyqwen.bench.team import MODULES, Entry, Lost, formats, groups, missing
 from tinyqwen.checkpoint.hub import folder_here
-from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import TinyqwenError, UsageError
