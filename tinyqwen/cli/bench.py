@@ -34,6 +34,7 @@ from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.files import clear_errors, write_whole
 from tinyqwen.formats import FORMATS, weight_bytes
 from tinyqwen.memory import available_bytes
 from tinyqwen.sizes import size_named
@@ -280,13 +281,9 @@ def save(folder: Path, models: list[Sized], found: dict[str, Any]) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    try:
+    with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        if error.errno == 28:
-            raise
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    write_whole(path, text)
 
 
 @contextmanager
