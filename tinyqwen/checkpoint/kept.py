@@ -27,6 +27,7 @@ from tinyqwen.checkpoint.quantised_file import Entries, entries_of, parts
 from tinyqwen.checkpoint.safetensors_file import Stored, read_header
 from tinyqwen.checkpoint.save import total_bytes, write_shards
 from tinyqwen.errors import ModelFilesError
+from tinyqwen.files import size_in_words
 
 VERSION = 1  # of the layout and of the way in which numbers are chosen: older files are then made again
 SAMPLES, SAMPLE = 16, 4096  # per source file, bytes each
@@ -80,7 +81,7 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             free = shutil.disk_usage(self.path.parent).free
             if free < needed + SPARE:
-                raise OSError(0, f"they need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+                raise OSError(0, f"they need {size_in_words(needed)}, and {size_in_words(free)} are free")
             number, part = tempfile.mkstemp(dir=self.path.parent, prefix=".", suffix=".part")
             os.close(number)
             write_shards({Path(part): list(self.entries)}, self.entries, arrays())

@@ -103,10 +103,7 @@ def set_value(chat: Chat, text: str) -> None:
 def save(chat: Chat, path: str) -> None:
     if not path:
         raise UsageError("/save needs a file name")
-    try:
-        chat.conversation.save(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    chat.conversation.save(path)
     chat.say(f"saved {len(chat.conversation.messages)} messages to {path}")
 
 

@@ -128,11 +128,13 @@ def gigabytes(count: int) -> str:
 
 def gpu() -> dict[str, Any]:
     """Driver, wheels and device; whatever fails on the way is a fact, too."""
-    driver = nvidia.driver_version()
+    driver, wheels = nvidia.driver_version(), nvidia.wheels()
     found: dict[str, Any] = {
         "driver": f"knows CUDA {driver[0]}.{driver[1]}" if driver else "none",
-        "CuPy": ", ".join(f"{name} {version}" for name, version in nvidia.wheels().items()) or "not installed",
+        "CuPy": ", ".join(f"{name} {version}" for name, version in wheels.items()) or "not installed",
     }
+    if several := nvidia.too_many(wheels, driver):
+        return found | {"missing": several}
     try:
         cupy = nvidia.open_cupy()
         found |= device(cupy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import faulthandler
 import importlib
 import os
@@ -66,8 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError as error:
         return complain(DoesNotFitError(f"out of memory ({error}); take a smaller model or a shorter text"), 4, debug)
     except OSError as error:
-        full = error.errno == 28
-        return complain(DiskFullError(f"no space left: {error}") if full else error, 6 if full else 1, debug)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f" ({error.filename})" if error.filename else ""
+        return complain(DiskFullError(f"the disk is full{where}") if full else error, 6 if full else 1, debug)
 
 
 def complain(error: Exception, code: int, debug: bool) -> int:

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyqwen.checkpoint.save import clear_errors
 from tinyqwen.errors import UsageError
+from tinyqwen.files import clear_errors, write_whole
 
 FILES = "chats.jsonl", "pairs.jsonl"
 STATE, PART = "sampled.json", ".sampled.json.part"
@@ -82,8 +82,6 @@ def append(path: Path, text: str) -> None:
 
 
 def note(out: Path, state: State) -> None:
-    """All of the state or none of it."""
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / PART).write_text(json.dumps(state, indent=1) + "\n")
-        (out / PART).replace(out / STATE)
+    write_whole(out / STATE, json.dumps(state, indent=1) + "\n")

@@ -151,7 +151,7 @@ def test_interrupted_overwrite_keeps_the_old_checkpoint(make_folder, configs, mo
 
 def test_room_is_checked_first(tmp_path, configs, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(100))
-    with pytest.raises(DiskFullError, match="GB are free"):
+    with pytest.raises(DiskFullError, match="needs 3 kB, but only 0 kB are free"):
         save_checkpoint(tmp_path, configs["tied"], iter(()))
 
 

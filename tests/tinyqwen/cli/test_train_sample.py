@@ -52,7 +52,7 @@ def dies(monkeypatch, moment):
     moments = []
 
     def counted(function):
-        def replaced(*arguments):
+        def replaced(*arguments, **settings):
             moments.append(function.__name__)
             if len(moments) == moment:
                 if function in (write_bytes, write_text):
@@ -60,7 +60,7 @@ def dies(monkeypatch, moment):
                     with path.open("ab" if function is write_bytes else "w") as file:
                         file.write(content[: len(content) // 2])
                 raise Killed
-            return function(*arguments)
+            return function(*arguments, **settings)
 
         return replaced
 
@@ -72,6 +72,7 @@ def dies(monkeypatch, moment):
     monkeypatch.setattr(sampled, "append", lambda path, text: counted(write_bytes)(path, text.encode()))
     monkeypatch.setattr(Path, "write_text", counted(write_text))
     monkeypatch.setattr(Path, "replace", counted(replace))
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: None)
     monkeypatch.setattr(train_sample.rollouts, "chosen_lines", counted(chosen))
     return moments
 
