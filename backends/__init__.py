@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from backends.interface import Backend, Cost, Operation, Wrapper, nbytes, operation, shape_only
+from backends.interface import Backend, Cost, Operation, Wrapper, host, nbytes, operation, shape_only
 from backends.meta import Meta
 
 __all__ = [
-    "ALIASES", "DEVICES", "NAMES", "Backend", "Cost", "Operation", "Wrapper", "choose", "get", "nbytes", "operation",
-    "shape_only",
+    "ALIASES", "DEVICES", "NAMES", "Backend", "Cost", "Operation", "Wrapper", "choose", "get", "host", "nbytes",
+    "operation", "shape_only",
 ]  # fmt: skip
 
 NAMES = ("numpy", "cpu")  # those that compute on every machine
@@ -43,7 +43,8 @@ def get(name: str, *, features: Iterable[str] | None = None, threads: int | None
 
         return Cpu(features, threads)
     if features is not None or threads is not None:
-        raise ValueError(f"features and threads are settings of the cpu backend, not of {name}")
+        given = "threads are a setting" if features is None else "features are a setting"
+        raise ValueError(f"{given} of the cpu backend, not of {name}")
     if name == "meta":
         return Meta()
     if ALIASES.get(name, name) == "cuda":

@@ -128,6 +128,9 @@ class Backend:
         """An uninitialised array in this backend's memory; caches live in these."""
         return self.xp.empty(shape, dtype or self.dtype)
 
+    def settle(self) -> None:
+        """Wait until all that was asked of this backend is done: a device works on while the program goes ahead."""
+
     def at(self, layer: int) -> Backend:
         """Who runs that layer of a model, and keeps its cache: this one, unless a model is shared out (split.py)."""
         return self
@@ -160,6 +163,9 @@ class Wrapper(Backend):
     def empty(self, shape: tuple[int, ...], dtype=None):
         return self.inner.empty(shape, dtype)
 
+    def settle(self) -> None:
+        self.inner.settle()
+
     def at(self, layer: int) -> Backend:
         return self.inner.at(layer)
 
@@ -175,6 +181,15 @@ def shape_only(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     (4982833152, (5, 16384))
     """
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def host(array):
+    """The NumPy array of an array that may lie in a device's memory.
+
+    >>> host(np.ones(2)).sum()
+    np.float64(2.0)
+    """
+    return array.get() if hasattr(array, "get") else array
 
 
 def nbytes(*arrays) -> int:

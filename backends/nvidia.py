@@ -78,6 +78,18 @@ def wheels() -> dict[str, str]:
     return found
 
 
+def too_many(installed: dict[str, str], driver: tuple[int, int] | None) -> str | None:
+    """What to do about several wheels of CuPy, which are one folder that each has written over.
+
+    >>> too_many({"cupy-cuda12x": "14.2.0"}, (13, 0)) is None
+    True
+    """
+    if len(installed) < 2:
+        return None
+    names = " ".join(sorted(installed))
+    return f"several CuPys are installed and spoil each other; pip uninstall -y {names}; then {pip_line(driver)}"
+
+
 def obstacle(driver: tuple[int, int] | None, installed: dict[str, str]) -> str | None:
     """What stands in the way, as far as it can be told without importing CuPy.
 
@@ -93,9 +105,8 @@ def obstacle(driver: tuple[int, int] | None, installed: dict[str, str]) -> str |
     said, line = f"CUDA {driver[0]}.{driver[1]}", pip_line(driver)
     if not installed:
         return f"CuPy is not installed; for this driver ({said}): {line}"
-    if len(installed) > 1:
-        names = " ".join(sorted(installed))
-        return f"several CuPys are installed and spoil each other; pip uninstall -y {names}; then {line}"
+    if several := too_many(installed, driver):
+        return several
     ((name, version),) = installed.items()
     made_for = re.search(r"cuda(\d+)x", name)
     if made_for and int(made_for[1]) > driver[0]:

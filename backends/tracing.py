@@ -1,5 +1,8 @@
 """Tracing: one record for every operation that passes the door, with its place, shapes, time and cost.
 
+On a device, each operation is waited for: its time is that of its work and of the way there, and the sum of all is more
+than a step takes of which nobody asks.
+
 The model does not know that it is watched, and what is recorded is small: shapes, not arrays. Costs are computed once
 for each kind of call and then remembered, because all layers of a model call alike; so a record costs some 3 us.
 """
@@ -73,6 +76,7 @@ class Tracing(Places):
         start = time.perf_counter()
         try:
             out = self.inner.run(operation, arrays, settings, door or self)
+            self.settle()
         except BaseException:
             del spans[index:]  # what did not happen leaves no record
             raise

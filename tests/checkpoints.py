@@ -8,45 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyqwen.checkpoint import save_checkpoint
+from tinyqwen.bench.models import tokenizer_json
+from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.config import Config
-from tinyqwen.tokenizer import BYTE_OF
-from tinyqwen.weights import random_weights
+from tinyqwen.weights import Node, random_weights, walk
 
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o")]
 
 
-def byte_tokenizer_json(
-    merges: tuple[str, ...] = ("h e", "l l", "he ll", "hell o"), extra: tuple[str, ...] = ()
-) -> dict:
+def byte_tokenizer_json(extra: tuple[str, ...] = ()) -> dict:
     """A tokenizer.json like Qwen2's with a vocabulary of 256 bytes, a few merges and the control tokens."""
-    vocab = {character: number for number, character in enumerate(BYTE_OF)}
-    for merge in merges:
-        vocab[merge.replace(" ", "")] = len(vocab)
-    flags = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": len(vocab) + n, "content": content, **plain, "special": content in CONTROL}
-        for n, content in enumerate((*CONTROL, *extra))
-    ]
-    split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", **flags}]},
-        "post_processor": {"type": "ByteLevel", **flags},
-        "decoder": {"type": "ByteLevel", **flags},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": list(merges),
-        },
-    }  # fmt: skip
+    return tokenizer_json(MERGES, extra)
 
 
 def write_tiny_checkpoint(
@@ -70,6 +42,24 @@ def write_tiny_checkpoint(
     generation["eos_token_id"] = [262, 260]
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return config
+
+
+def weights_in(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of that folder, by path."""
+    found = walk(open_checkpoint(folder).weights)
+    return {path: array for path, array in found if not isinstance(array, (Node, list))}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights_in(one), weights_in(other)
+    assert first.keys() == second.keys() and len(first) > 20
+    for path, array in first.items():
+        np.testing.assert_array_equal(array, second[path], err_msg=path)
+
+
+def log_of(folder: Path) -> list[dict]:
+    """What training wrote down, step by step."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def stories_tensors(data: Path) -> tuple[Config, dict[str, np.ndarray]]:

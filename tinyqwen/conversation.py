@@ -8,11 +8,11 @@ the cache follows by itself.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from tinyqwen.chat_template import Message
 from tinyqwen.errors import UsageError
+from tinyqwen.files import write_whole
 from tinyqwen.generate import Running
 from tinyqwen.runtime import Runtime
 
@@ -54,11 +54,8 @@ class Conversation:
         return bool(questions)
 
     def save(self, path: Path | str) -> None:
-        """Write the messages as JSON, whole or not at all."""
-        path = Path(path).expanduser()
-        half = path.with_name(path.name + ".part")
-        half.write_text(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(half, path)
+        """Write the messages as JSON, whole or not at all. Errors: DiskFullError, UsageError."""
+        write_whole(path, json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: Path | str) -> None:
         """Take the messages from a JSON file. Errors: UsageError; the conversation is then as it was."""

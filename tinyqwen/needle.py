@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from backends import host
 from tinyqwen.conversation import common_length
 from tinyqwen.errors import UsageError
 from tinyqwen.kv_cache import KVCache
@@ -262,7 +263,7 @@ class Reader:
         runtime.checkpoint.check_unchanged()
         step = make_step([(text[known:], self.cache)], all_logits=True)
         logits_NV = forward(runtime.backend, runtime.config, runtime.checkpoint.weights, step)[-len(answer) :]
-        logits_NV = logits_NV[:, : runtime.tokenizer.size].astype(np.float32)
+        logits_NV = host(logits_NV)[:, : runtime.tokenizer.size].astype(np.float32)
         rank, logprob = 1, 0.0
         for logits_V, token in zip(logits_NV, answer):
             largest = logits_V.max()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyqwen.config import Config
+from tinyqwen.errors import UsageError
 
 ENDOFTEXT, IM_END = 151643, 151645
 
@@ -90,6 +91,18 @@ SIZES: dict[str, Size] = {
         Size("Qwen2.5", "72B", 80, 8192, 29568, 64, 8, 152064, False, base_eps=1e-5, licence="Qwen"),
     )
 }
+
+
+def size_named(name: str) -> Size:
+    """The published size of that name. Errors: UsageError lists the names.
+
+    >>> size_named("57B-A14B").layers
+    28
+    """
+    if name not in SIZES:
+        raise UsageError(f"no size {name!r}; there are {', '.join(SIZES)}")
+    return SIZES[name]
+
 
 # Claims of secondary pages that the checkpoints contradict. The evidence is file sizes, hashes and parameter counts.
 CONTRADICTIONS: dict[str, tuple[str, ...]] = {

@@ -23,7 +23,8 @@ from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sampling import Sampling
 from tinyqwen.step import make_step
-from tinyqwen.trace.capture import attention_maps, attention_weights, capture
+from tinyqwen.trace.attention_maps import attention_maps, attention_weights
+from tinyqwen.trace.capture import capture
 from tinyqwen.train.curve import Curve, chart
 from tinyqwen.train.data import Chunks
 from tinyqwen.train.initial import initial_weights

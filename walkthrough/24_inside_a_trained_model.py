@@ -7,7 +7,7 @@
 #     induction head           looks behind the earlier copy of its own:  share of key j + 1, token j = token i
 #
 # An induction head needs a previous-token head below it: only that one told c's place "b came before me".
-# Read beside this: tinyqwen/trace/capture.py, tinyqwen/tiny/generators/lookup.py, tinyqwen/tiny/data.py.
+# Read beside this: tinyqwen/trace/attention_maps.py, tinyqwen/tiny/generators/lookup.py, tinyqwen/tiny/data.py.
 
 # %%
 import sys
@@ -26,7 +26,8 @@ from tinyqwen.tiny import FOLDER
 from tinyqwen.tiny.data import Encoder
 from tinyqwen.tiny.training import examine, held_out
 from tinyqwen.tokenizer import Tokenizer
-from tinyqwen.trace.capture import attention_maps, attention_weights, capture
+from tinyqwen.trace.attention_maps import attention_maps, attention_weights
+from tinyqwen.trace.capture import capture
 from tinyqwen.weights import tensor_shapes, tensors_of
 from walkthrough.pictures import heat, table
 

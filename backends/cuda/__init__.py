@@ -107,6 +107,9 @@ class Cuda(Backend):
             known.append(self.xp.zeros(max(count, COUNTERS), np.uint32))
         return known[-1]
 
+    def settle(self) -> None:
+        self.stream.synchronize()
+
     def free_bytes(self) -> int:
         """Memory of the device that can still be taken."""
         return self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes()

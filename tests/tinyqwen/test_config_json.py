@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import CONFIGS, dense_config, moe_config, window_config
 from tinyqwen.config import FULL, SLIDING, Config, RopeScaling
-from tinyqwen.config_json import FIXED, NO_EFFECT, USED, parse_config, read_config, to_json
+from tinyqwen.config_json import parse_config, read_config, to_json
+from tinyqwen.config_rules import NO_EFFECT, RULES
 from tinyqwen.errors import ModelFilesError
 
 DENSE = {
@@ -217,7 +218,7 @@ def test_to_json_of_any_config_comes_back(layers, groups, share, half, tied, the
         *(
             ({"dual_chunk_attention_config": value}, ["dual_chunk_attention_config", *words])
             for value, words in [
-                ({"chunk_size": 1024}, ["must have local_size"]),
+                ({"chunk_size": 1024}, ["its local_size must be a whole number"]),
                 ({"chunk_size": 1024, "local_size": 1024}, ["smaller than chunk_size"]),
                 ({"chunk_size": 1024, "local_size": 0}, ["local_size must be a whole number from 1"]),
                 ({"chunk_size": 1024.5, "local_size": 64}, ["chunk_size must be a whole number"]),
@@ -270,8 +271,8 @@ def test_an_unknown_key_can_be_ignored_on_purpose():
     assert "extra" in refusal(raw, ignore=("logit_scale",))
 
 
-def test_a_key_is_used_or_fixed_or_without_effect_and_never_two_of_them():
-    assert not USED.keys() & FIXED.keys() and not (USED.keys() | FIXED.keys()) & NO_EFFECT
+def test_a_key_has_a_rule_or_no_effect_and_never_both():
+    assert not RULES.keys() & NO_EFFECT
 
 
 ABSURD = [0, -1, 1.5, "64", True, [], {}, 10**12, float("nan"), float("inf"), -float("inf")]
@@ -351,7 +352,7 @@ ROPE = st.fixed_dictionaries({"type": st.sampled_from(["yarn", "default"])}, opt
     "rope_type": LIKELY | JSON, "rope_theta": LIKELY | JSON, "mscale": LIKELY | JSON, "mscale_all_dim": LIKELY,
     "factor": st.floats(1, 9) | LIKELY | JSON, "original_max_position_embeddings": LIKELY, "beta_fast": LIKELY | JSON,
 })  # fmt: skip
-KEYS = st.sampled_from([*USED, *FIXED, *sorted(NO_EFFECT)[:5], "dtype", "rope_scaling", "rope_parameters", "new"])
+KEYS = st.sampled_from([*RULES, *sorted(NO_EFFECT)[:5], "dtype", "rope_scaling", "rope_parameters", "new"])
 
 
 @given(st.sampled_from([{}, DENSE, MOE]), st.dictionaries(KEYS, LIKELY | JSON | ROPE | st.lists(LIKELY), max_size=4))

@@ -15,8 +15,9 @@ from tests.helpers import tokens
 from tinyqwen.blocks.linear import linear
 from tinyqwen.checkpoint import open_checkpoint
 from tinyqwen.cli.main import main
-from tinyqwen.config import FULL, SLIDING
+from tinyqwen.config import FULL, SLIDING, DualChunk
 from tinyqwen.diff import Golden, Model, compare, diff, difference, make_side, random_model
+from tinyqwen.errors import UsageError
 from tinyqwen.weights import tree
 from walkthrough.bugs import BUGS
 
@@ -267,6 +268,22 @@ def test_transformers_agrees(tmp_path, kind):
     assert (report.verdict, report.at.where) == ("bug", "decode 1, layers.0")
 
 
+@pytest.mark.oracle
+def test_transformers_is_stretched_along(tmp_path):
+    """With YaRN that config.json does not have, it agrees with ours; without, it does not."""
+    for name in ("torch", "transformers"):
+        pytest.importorskip(name, reason=f"the side transformers needs {name}: pip install 'tinyqwen[oracle]'")
+    config = write_tiny_checkpoint(tmp_path)
+    weights, stretched = open_checkpoint(tmp_path).weights, config.with_yarn(3)
+    ids = tokens(config, 12)
+    ours = make_side("numpy", stretched, weights)
+    assert diff(ours, make_side("transformers", stretched, weights, tmp_path), ids).verdict == "same"
+    assert diff(ours, make_side("transformers", config, weights, tmp_path), ids).verdict == "bug"
+    chunked = replace(config, dual_chunk_attention_config=DualChunk(64, 8))
+    with pytest.raises(UsageError, match="transformers has no Dual Chunk Attention"):
+        make_side("transformers", chunked, weights, tmp_path)
+
+
 # ---- the command ----
 
 
@@ -336,6 +353,8 @@ def test_json_holds_everything(command):
 
 
 def test_any_folder_and_goldens_will_do(command, tmp_path):
+    code, out, err = command("--tokens", "5", "--decode", "1")
+    assert code == 0 and "16x192" not in out and "5x192" in out and "embedded model" in err
     write_tiny_checkpoint(tmp_path)
     for prompt in (["hello"], ["--raw", "hello"], ["--tokens", "7"]):
         code, out, err = command("-m", tmp_path, "-q", *prompt)
@@ -344,9 +363,20 @@ def test_any_folder_and_goldens_will_do(command, tmp_path):
     assert code == 0 and "layers.0-1" in out and "only one side shows" in out
 
 
+def test_both_sides_are_stretched(command, tmp_path):
+    write_tiny_checkpoint(tmp_path)
+    for stretch in (["--yarn", "2"], ["--dca", "256,32"]):
+        assert command("-m", tmp_path, "--tokens", "600", "-q")[0] == 2, "beyond the context"
+        code, out, err = command("-m", tmp_path, "--tokens", "600", "-q", "--decode", "1", *stretch)
+        assert (code, err) == (0, "") and " ".join(stretch) in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["--random", "tiny", "--yarn", "0.5"], 2, "--yarn must be a number from 1"),
+        (["-m", "{folder}", "--dca", "256,32", "--yarn", "2"], 2, "would both stretch the context"),
+        (["--b", f"goldens:{FOLDER / 'tied.npz'}", "--yarn", "2"], 2, "leave out --yarn and --dca"),
         (["--random", "tiny", "--a", "cupid"], 2, "no side 'cupid'; there are numpy,"),
         (["--random", "tiny", "--b", "numpy:float8"], 2, "numpy:float64"),
         (["--random", "6B"], 2, "tiny, 0.5B"),
@@ -364,7 +394,6 @@ def test_any_folder_and_goldens_will_do(command, tmp_path):
         (["--b", f"goldens:{FOLDER / 'tied.npz'}", "--a", "goldens:x"], 2, "x"),
         (["--a", f"goldens:{FOLDER / 'tied.npz'}", "--decode", "99"], 2, "lower --decode"),
         (["-m", "{folder}", ""], 2, "empty"),
-        (["hello"], 2, "--random tiny"),
         (["-m", "{folder}", "--tokens", "4", "hello"], 2, "exclude"),
     ],
 )

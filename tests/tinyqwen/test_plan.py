@@ -153,7 +153,7 @@ def test_the_command_plans_all_sizes_and_a_folder_and_this_machine(capsys, monke
         (["--size", "8B"], "2.5-7B"),
         (["--context", "0"], "--context"),
         (["--device", "abacus"], "RTX 4090"),
-        (["--size", "7B", "--model", "x"], "two models"),
+        (["--size", "7B", "--model", "x"], "not both"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(capsys, arguments, words):

@@ -19,9 +19,9 @@ import ml_dtypes  # noqa: F401  (teaches NumPy, and so safetensors, the word bfl
 import numpy as np
 from safetensors import safe_open
 
+from backends.cache_folder import cache_folder
 from tinyqwen.checkpoint import save_checkpoint
 from tinyqwen.checkpoint.folder import INDEX, find_weights, read_index
-from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.config import Config
 from tinyqwen.sizes import SIZES
 from tinyqwen.tokenizer import BYTE_OF
@@ -29,7 +29,9 @@ from tinyqwen.weights import random_weights
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+SPLIT = (  # Qwen2's own
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def random_model(folder: Path, config: Config, seed: int = 0, progress: Progress | None = None) -> Path:
@@ -104,13 +106,16 @@ def made_up_merges(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return merges
 
 
-def tokenizer_json(merges: list[tuple[str, str]]) -> dict:
-    """A byte-level BPE like Qwen2's, in the format of the tokenizers library."""
+def tokenizer_json(merges: list[tuple[str, str]], extra: tuple[str, ...] = ()) -> dict:
+    """A byte-level BPE like Qwen2's, in the format of the tokenizers library; extra tokens are added last."""
     vocab = {character: number for number, character in enumerate(BYTE_OF)}
     for left, right in merges:
         vocab[left + right] = len(vocab)
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": len(vocab) + n, "content": content, **plain} for n, content in enumerate(CONTROL)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": len(vocab) + n, "content": content, **plain, "special": content in CONTROL}
+        for n, content in enumerate((*CONTROL, *extra))
+    ]
     flags = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
     return {

@@ -22,7 +22,8 @@ from tinyqwen.checkpoint.loading import Progress, Tensor, load, pieces_of_rows, 
 from tinyqwen.checkpoint.quantised_file import Entries, entries_of, parts
 from tinyqwen.checkpoint.safetensors_file import Stored
 from tinyqwen.checkpoint.save import total_bytes, write_folder
-from tinyqwen.config import Quantization
+from tinyqwen.config import DualChunk, Quantization
+from tinyqwen.context import stretched
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import QUANTISED
 
@@ -66,12 +67,15 @@ def convert(
     tables: str | None = None,
     ignore_config: tuple[str, ...] = (),
     force: bool = False,
+    yarn: float | None = None,
+    dca: DualChunk | None = None,
     progress: Progress | None = None,
 ) -> Converted:
     """Write the model in `folder` to the folder `out` in that format, with its tokenizer files.
 
     tables     int4's embedding and head: int8 (the default) or int4
     force      write over what `out` holds already
+    yarn, dca  what the new config.json says of texts longer than the model was trained on; else what it said before
     progress   called with bytes read and bytes in all
 
     Memory: the largest tensor in its new format, and some MB. A failure or an interrupt leaves no new file.
@@ -98,8 +102,9 @@ def convert(
     for name, (kind, shape) in wanted.items():
         as_stored = {name: (source.inventory[name].dtype, shape)}
         entries |= as_stored if len(shape) == 1 else entries_of(name, shape, kind)
+    config = stretched(source.config, yarn, dca)
     quantization = Quantization(format, tables or "int8") if format in QUANTISED else None
-    config = replace(source.config, quantization_config=quantization, torch_dtype=TORCH.get(format, "bfloat16"))
+    config = replace(config, quantization_config=quantization, torch_dtype=TORCH.get(format, "bfloat16"))
     before, losses = sum(source.inventory[name].nbytes for name in wanted), []
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:

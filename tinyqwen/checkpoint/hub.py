@@ -26,7 +26,7 @@ from typing import NamedTuple
 from tinyqwen.checkpoint.folder import find_weights, read_index
 from tinyqwen.checkpoint.safetensors_file import INDEX, SINGLE, one_line
 from tinyqwen.errors import DiskFullError, ModelFilesError, NetworkError, TinyqwenError, UsageError
-from tinyqwen.sizes import SIZES
+from tinyqwen.sizes import size_named
 
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
@@ -55,13 +55,17 @@ def resolve_model(
 ) -> Path:
     """The folder that `--model` or `--size` means, downloaded first if it is not a folder here.
 
-    model   a folder (one that exists, or a text that begins with `.`, `/` or `~`), or a repository on the hub
+    model   a folder (one that exists, or a text that begins with `.`, `/` or `~`), or a repository on the hub, which
+            always has an owner: Qwen/Qwen2-0.5B-Instruct
     size    a published size, see `tinyqwen.sizes`; base asks for the model without chat training
 
     Errors: UsageError; those of `fetch`.
 
+    >>> resolve_model(".")
+    PosixPath('.')
     >>> resolve_model("./qwen")
-    PosixPath('qwen')
+    Traceback (most recent call last):
+    tinyqwen.errors.UsageError: ./qwen: no such folder; check the path
     >>> resolve_model(None, size="6B")
     Traceback (most recent call last):
     tinyqwen.errors.UsageError: no size '6B'; there are 0.5B, 1.5B, 7B, 57B-A14B, 72B, 2.5-0.5B, 2.5-1.5B, 2.5-3B, \
@@ -70,14 +74,24 @@ def resolve_model(
     if (model is None) == (size is None):
         raise UsageError("give either --model FOLDER_OR_REPOSITORY or --size SIZE" + (", not both" if model else ""))
     if size is not None:
-        if size not in SIZES:
-            raise UsageError(f"no size {size!r}; there are {', '.join(SIZES)}")
-        model = SIZES[size].hub_id(base)
+        model = size_named(size).hub_id(base)
     elif base:
         raise UsageError("--base goes with --size; with --model, name the base model's repository itself")
     elif model and (model.startswith((".", os.sep, "~")) or os.path.exists(model)):
-        return Path(model).expanduser()
+        return folder_here(model)
+    elif model and "/" not in model:
+        raise no_name(model)
     return fetch(model or "", revision=revision, offline=offline, progress=progress, verify=verify, weights=weights)
+
+
+def folder_here(model: str | Path) -> Path:
+    """That folder. Errors: UsageError if it is none."""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        raise UsageError(f"{model}: no such folder; check the path")
+    if not folder.is_dir():
+        raise UsageError(f"{model}: is a file; name the folder that holds the model")
+    return folder
 
 
 def fetch(
@@ -263,16 +277,19 @@ def clear_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise clear from error
 
 
+def no_name(model: str) -> UsageError:
+    return UsageError(
+        f"{model!r} is neither a folder here nor a repository's name; such names look like Qwen/Qwen2-0.5B-Instruct"
+    )
+
+
 def explain(error: Exception, repo_id: str, revision: str) -> TinyqwenError | None:
     """What that error of huggingface_hub, of its HTTP library or of the disk means to the user."""
     from huggingface_hub import errors
 
     match error:
         case errors.HFValidationError():
-            return UsageError(
-                f"{repo_id!r} is neither a folder here nor a repository's name; such names look like "
-                "Qwen/Qwen2-0.5B-Instruct"
-            )
+            return no_name(repo_id)
         case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return explain(error.__cause__, repo_id, revision)  # why the hub could not be asked
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():

@@ -1,8 +1,6 @@
 """Quantised weights kept between starts: made once, and mapped from then on.
 
-They are one safetensors file as `quantised_file.py` describes it, in the user's cache folder:
-
-    TINYQWEN_CACHE, else XDG_CACHE_HOME/tinyqwen, else ~/.cache/tinyqwen        weights/KEY.safetensors
+They are one safetensors file as `quantised_file.py` describes it, weights/KEY.safetensors in the user's cache folder.
 
 The key is a hash of what they were made of: format, layout, and path, size, time and some bytes of every source file. A
 file that does not hold exactly the tensors expected is made again; nothing is believed because of its name. A source
@@ -23,22 +21,17 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from backends.cache_folder import cache_folder
 from tinyqwen.checkpoint.loading import Progress, Tensor, Wanted
 from tinyqwen.checkpoint.quantised_file import Entries, entries_of, parts
 from tinyqwen.checkpoint.safetensors_file import Stored, read_header
 from tinyqwen.checkpoint.save import total_bytes, write_shards
 from tinyqwen.errors import ModelFilesError
+from tinyqwen.files import size_in_words
 
 VERSION = 1  # of the layout and of the way in which numbers are chosen: older files are then made again
 SAMPLES, SAMPLE = 16, 4096  # per source file, bytes each
 SPARE = 1 << 30  # bytes of disk that are left to others
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this program; it need not exist."""
-    if own := os.environ.get("TINYQWEN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyqwen"
 
 
 class Kept:
@@ -88,7 +81,7 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             free = shutil.disk_usage(self.path.parent).free
             if free < needed + SPARE:
-                raise OSError(0, f"they need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+                raise OSError(0, f"they need {size_in_words(needed)}, and {size_in_words(free)} are free")
             number, part = tempfile.mkstemp(dir=self.path.parent, prefix=".", suffix=".part")
             os.close(number)
             write_shards({Path(part): list(self.entries)}, self.entries, arrays())

@@ -10,13 +10,12 @@ leaves nothing that looks like a checkpoint.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +28,7 @@ from tinyqwen.checkpoint.safetensors_file import DTYPES, INDEX, SINGLE
 from tinyqwen.config import Config
 from tinyqwen.config_json import to_json
 from tinyqwen.errors import DiskFullError, UsageError
+from tinyqwen.files import clear_errors, size_in_words
 from tinyqwen.weights import tensor_shapes
 
 CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # our word -> the file format's
@@ -97,17 +97,6 @@ def write_folder(
                     path.unlink(missing_ok=True)
             for name, part in parts.items():
                 os.replace(part, folder / name)
-
-
-@contextmanager
-def clear_errors(folder: Path):
-    """Errors of the system as one line that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"{folder}: the disk is full; nothing was saved; make room or save elsewhere") from None
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); save elsewhere") from None
 
 
 def plan_shards(entries: Entries, max_shard_bytes: int) -> dict[str, list[str]]:
@@ -223,5 +212,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFullError(
-            f"{folder}: needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; make room or save elsewhere"
+            f"{folder}: needs {size_in_words(needed)}, but only {size_in_words(free)} are free; make room or save "
+            "elsewhere"
         )

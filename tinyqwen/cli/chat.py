@@ -19,7 +19,7 @@ from tinyqwen.cli.options import read_text
 from tinyqwen.context import chunks
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
-from tinyqwen.trace.machine import measure, seconds_per_span
+from tinyqwen.trace.machine import limits_of, seconds_per_span
 from tinyqwen.trace.record import Recorder
 
 BEYOND = chunks("192,32,256")  # the embedded model was trained on 256 tokens, which a conversation soon fills
@@ -169,7 +169,9 @@ class Chat:
         opened, self.watched_layer = self.watched_layer, None
         if steps := recorder.steps():
             console = Console(stderr=True)
-            print_trace(console, steps, measure(), opened=opened, overhead=seconds_per_span())
+            backend = self.runtime.backend
+            overhead = seconds_per_span(backend=backend)
+            print_trace(console, steps, limits_of(backend), opened=opened, overhead=overhead)
 
     # ---- words to the person ----
 

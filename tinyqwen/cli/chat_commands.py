@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyqwen.cli.options import read_file
 from tinyqwen.errors import UsageError
+from tinyqwen.files import read_text
 from tinyqwen.sampling import with_flags
 
 if TYPE_CHECKING:
@@ -103,10 +102,7 @@ def set_value(chat: Chat, text: str) -> None:
 def save(chat: Chat, path: str) -> None:
     if not path:
         raise UsageError("/save needs a file name")
-    try:
-        chat.conversation.save(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    chat.conversation.save(path)
     chat.say(f"saved {len(chat.conversation.messages)} messages to {path}")
 
 
@@ -120,7 +116,7 @@ def load(chat: Chat, path: str) -> None:
 def read(chat: Chat, path: str) -> None:
     if not path:
         raise UsageError("/read needs a file name")
-    text = read_file(Path(path), "file")
+    text = read_text(path, "file")
     if not text.strip():
         raise UsageError(f"{path}: is empty")
     chat.ask(text)

@@ -3,8 +3,12 @@
 The numbers are root mean square errors over root mean square weights. f32 and bf16 folders are read by every program
 that reads Hugging Face's; int8 and int4 ones by this one.
 
+With --yarn or --dca, config.json of the new folder says so (rope_scaling, dual_chunk_attention_config): it is run that
+way without a flag. Weights are the same. transformers reads the first, and knows nothing of the second.
+
   tinyqwen convert --size 0.5B --dtype int8 OUT
   tinyqwen convert --model FOLDER --dtype int4 OUT --json
+  tinyqwen convert --size 7B --dtype bf16 --yarn 4 OUT
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 
 from tinyqwen.checkpoint.convert import EXPECTED, Converted, Loss, convert
 from tinyqwen.cli import options
+from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 
 
@@ -23,22 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     parser.add_argument("--dtype", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--tables", choices=QUANTISED, help="embedding and head of an int4 model (default: int8)")
+    options.add_context_arguments(parser)
     parser.add_argument("--force", action="store_true", help="write over what OUT holds")
-    parser.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY",
-        help="accept this key of config.json although its effect is unknown (repeatable)",
-    )  # fmt: skip
+    options.add_ignore_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, with the error of every matrix")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress and no table")
     options.add_model_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.tables and arguments.dtype != "int4":
+        raise UsageError(f"--tables {arguments.tables} is about --dtype int4, and this is --dtype {arguments.dtype}")
     folder = options.model_folder(arguments)
     with options.progress_bar("converting", quiet=arguments.quiet or arguments.json) as update:
         done = convert(
             folder, arguments.out, arguments.dtype, tables=arguments.tables, force=arguments.force,
-            ignore_config=tuple(arguments.ignore_config), progress=update,
+            ignore_config=tuple(arguments.ignore_config), yarn=arguments.yarn, dca=arguments.dca, progress=update,
         )  # fmt: skip
     if arguments.json:
         print(json.dumps(as_json(arguments, done)))

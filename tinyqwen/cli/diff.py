@@ -1,11 +1,13 @@
 """Run one model in two ways on the same tokens: where do they first part, and is it rounding or a bug?
 
-A side is a backend (numpy), it in float64 (numpy:float64), it with weights rounded to bfloat16 (numpy:bf16-weights), a
-file of recorded outputs (goldens:FILE, model and prompt included), or transformers, if that is installed. Side B is
-what is expected. The exit code is 0 if the sides are the same or differ by rounding, and 1 if they really differ.
+A side is a backend (numpy, cpu, cuda), it in float64 (numpy:float64), it with weights rounded to bfloat16
+(numpy:bf16-weights), a file of recorded outputs (goldens:FILE, model and prompt included), or transformers, if that is
+installed. Side B is what is expected. The exit code is 0 if the sides are the same or differ by rounding, and 1 if they
+really differ.
 
   tinyqwen diff --random tiny --a numpy --b numpy:float64
   tinyqwen diff --size 0.5B --a numpy --b transformers "Why is the sky blue?"
+  tinyqwen diff --size 0.5B --yarn 4 --a cpu --b transformers --tokens 500        both with the stretched angles
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tinyqwen import diff
 from tinyqwen.checkpoint import open_checkpoint
 from tinyqwen.cli import options
 from tinyqwen.config import Config
+from tinyqwen.context import stretched
 from tinyqwen.diff import Difference, Golden, Report
 from tinyqwen.errors import UsageError
 from tinyqwen.trace.record import SHORT
@@ -36,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--a", default="numpy", metavar="SIDE", help="one way to run the model (default: numpy)")
     parser.add_argument("--b", default="numpy:float64", metavar="SIDE", help="the other (default: numpy:float64)")
     options.add_format_arguments(parser)
+    options.add_context_arguments(parser)
+    options.add_ignore_argument(parser)
     parser.add_argument("--decode", type=int, default=4, metavar="N", help="tokens to decode (default 4)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a random prompt (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random prompt (default 0)")
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     config, weights, ids, folder = subject(arguments)
+    config = stretched(config, arguments.yarn, arguments.dca)
     if len(ids) + arguments.decode > config.context:
         raise UsageError(
             f"{len(ids)} tokens of prompt and {arguments.decode} decoded are more than the model's context of "
@@ -62,11 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
     a, b = (diff.make_side(name, config, weights, folder) for name in (arguments.a, arguments.b))
     report = diff.diff(a, b, ids, decode=arguments.decode, chunk=arguments.chunk, rtol=arguments.rtol)
+    how = stretch(arguments)
     if arguments.json:
-        print(json.dumps(as_json(report, ids)))
+        print(json.dumps({**as_json(report, ids), "run": how}))
     else:
-        show(report, len(ids), every=arguments.all)
+        show(report, len(ids), every=arguments.all, how=how)
     return 0 if report.verdict in ("same", "noise") else 1
+
+
+def stretch(arguments: argparse.Namespace) -> str:
+    """How both sides are run, in the flags' words."""
+    yarn = [] if arguments.yarn is None else [f"--yarn {arguments.yarn:g}"]
+    dca = [] if arguments.dca is None else [f"--dca {','.join(map(str, filter(None, arguments.dca)))}"]
+    return " ".join([*yarn, *dca])
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -88,6 +102,8 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
     if golden:
         if named or arguments.prompt is not None or arguments.tokens is not None:
             raise UsageError("goldens bring their model and prompt: leave out --model, --size, --random and the prompt")
+        if arguments.yarn is not None or arguments.dca is not None:
+            raise UsageError("goldens were made as their config says: leave out --yarn and --dca")
         held = Golden(golden.removeprefix("goldens:"))
         return held.config, held.weights, held.ids, None
     if arguments.random:
@@ -97,19 +113,18 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
             raise UsageError("random weights have no tokenizer: leave out the prompt, --tokens N makes a random one")
         config, weights = diff.random_model(arguments.random)
         return config, weights, random_ids(arguments, config), None
-    if not named:
-        raise UsageError("no model named: --size 0.5B, --model FOLDER, or --random tiny, which needs no files")
     folder = options.model_folder(arguments)
-    kept = {**options.format_of(arguments), "dtype": None if arguments.dtype == "auto" else arguments.dtype}
+    kept = {**options.format_of(arguments), "ignore_config": tuple(arguments.ignore_config)}
     with options.progress_bar("loading", quiet=arguments.quiet or arguments.json) as update:
         if arguments.prompt is None:
+            kept["dtype"] = None if arguments.dtype == "auto" else arguments.dtype
             checkpoint = open_checkpoint(folder, **kept, progress=update)
             checkpoint.settle()
             return checkpoint.config, checkpoint.weights, random_ids(arguments, checkpoint.config), folder
         from tinyqwen.runtime import load
 
         prompt = options.read_text(arguments.prompt, "prompt")
-        runtime = load(folder, **options.format_of(arguments), progress=update)
+        runtime = load(folder, **kept, progress=update)
         runtime.checkpoint.settle()
     if arguments.raw:
         ids = runtime.tokenizer.encode(prompt)
@@ -136,27 +151,28 @@ class Row:
     here: bool = False  # where to look
 
 
-def show(report: Report, tokens: int, *, every: bool = False) -> None:
+def show(report: Report, tokens: int, *, every: bool = False, how: str = "") -> None:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
     console = Console(no_color=not terminal, force_terminal=terminal, highlight=False)
     if not terminal and "COLUMNS" not in os.environ:
         console.width = 100
-    print_report(console, report, tokens, every=every)
+    print_report(console, report, tokens, every=every, how=how)
 
 
-def print_report(console, report: Report, tokens: int | None = None, *, every: bool = False) -> None:
+def print_report(console, report: Report, tokens: int | None = None, *, every: bool = False, how: str = "") -> None:
     """Prefill and decode as one table, then where the greedy tokens part, then the verdict.
 
     every   every place, the worst step of each; else the worst place of each layer, layers alike in one line
+    how     both sides are run
     """
     from rich.table import Table
     from rich.text import Text
 
     narrow, found = console.width < 96, report.comparison
     prompt = f"{tokens} tokens of prompt, " if tokens else ""
-    console.print(Text(f"A {report.a}, B {report.b}"), style="bold")
+    console.print(Text(f"A {report.a}, B {report.b}{', both with ' * bool(how)}{how}"), style="bold")
     console.print(f"{prompt}{len(found.decoded)} decoded; tolerance {report.rtol:g} of a result's largest value")
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("place", no_wrap=True, overflow="ellipsis")

@@ -19,8 +19,8 @@ from typing import Any
 
 import backends
 from backends import nvidia
+from backends.cache_folder import cache_folder
 from tinyqwen import __version__
-from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.memory import available_bytes
 
 PACKAGES = "numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 rich numba".split()
@@ -128,11 +128,13 @@ def gigabytes(count: int) -> str:
 
 def gpu() -> dict[str, Any]:
     """Driver, wheels and device; whatever fails on the way is a fact, too."""
-    driver = nvidia.driver_version()
+    driver, wheels = nvidia.driver_version(), nvidia.wheels()
     found: dict[str, Any] = {
         "driver": f"knows CUDA {driver[0]}.{driver[1]}" if driver else "none",
-        "CuPy": ", ".join(f"{name} {version}" for name, version in nvidia.wheels().items()) or "not installed",
+        "CuPy": ", ".join(f"{name} {version}" for name, version in wheels.items()) or "not installed",
     }
+    if several := nvidia.too_many(wheels, driver):
+        return found | {"missing": several}
     try:
         cupy = nvidia.open_cupy()
         found |= device(cupy)

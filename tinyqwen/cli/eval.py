@@ -33,7 +33,7 @@ from tinyqwen.trace.export import check_target, write
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is asked")
     group.add_argument(
-        "--tasks", default="home", metavar="NAME,...",
+        "--tasks", metavar="NAME,...",
         help=f"home (default), home:TASK of {', '.join(NAMES)}; or names of lm-evaluation-harness, tinyqwen among "
         "them: the home tasks once more, to compare",
     )  # fmt: skip
@@ -60,8 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("limit", "together"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UsageError(f"--{name} must be at least 1, is {getattr(arguments, name)}")
-    names = [name.strip() for name in arguments.tasks.split(",")]
+    if arguments.items and arguments.tasks:
+        raise UsageError("--items and --tasks exclude each other: questions of your own, or those of a task")
+    names = [name.strip() for name in (arguments.tasks or "home").split(",")]
     if arguments.items or all(is_home(name) for name in names):
+        refuse_harness_flags(arguments)
         facts = at_home(arguments, names)
     elif not any(is_home(name) for name in names):
         facts = by_harness(arguments, names)
@@ -70,6 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write(json.dumps(facts, ensure_ascii=False, indent=1, default=str) + "\n", arguments.json)
     return 0
+
+
+def refuse_harness_flags(arguments: argparse.Namespace) -> None:
+    """UsageError for a flag that means nothing to home tasks and items: those are chats already."""
+    for name in ("num_fewshot", "chat", "system", "include", "run_code"):
+        if getattr(arguments, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} is for tasks of lm-evaluation-harness, such as --tasks mmlu")
 
 
 def is_home(name: str) -> bool:

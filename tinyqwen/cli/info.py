@@ -12,44 +12,32 @@ import dataclasses
 import json
 from pathlib import Path
 
-from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.cli import options
 from tinyqwen.config import Config
-from tinyqwen.config_json import read_config, written_scaling
-from tinyqwen.context import stretched
+from tinyqwen.config_json import written_scaling
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, weight_bytes
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.plan import kv_bytes_per_token
 from tinyqwen.sampling import read_generation_config
-from tinyqwen.sizes import CONTRADICTIONS, SIZES
+from tinyqwen.sizes import CONTRADICTIONS, SIZES, size_named
 from tinyqwen.weights import count_parameters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", metavar="SIZE", help="one published size")
-    parser.add_argument("--base", action="store_true", help="the base model instead of the instruct model")
-    parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a model folder, or a name on the hub")
-    parser.add_argument("--revision", help="a branch, tag or commit on the hub")
-    parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
     options.add_context_arguments(parser)
+    options.add_ignore_argument(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    options.add_model_arguments(parser, otherwise="all published sizes")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.size and arguments.model:
-        raise UsageError("--size and --model name two models; give one of them")
     if arguments.model:
-        folder = resolve_model(
-            arguments.model, None, False, revision=arguments.revision, offline=arguments.offline, weights=False
-        )
-        config = stretched(read_config(folder / "config.json"), arguments.yarn, arguments.dca)
-        facts = {"model": str(arguments.model), **figures(config), **habits(folder)}
+        folder = options.model_folder(arguments, weights=False)
+        config = options.config_in(folder, arguments)
+        facts = {"model": str(arguments.model), **figures(config), **habits(folder, config)}
     elif arguments.size:
-        size = SIZES.get(arguments.size)
-        if size is None:
-            raise UsageError(f"--size {arguments.size} is not published; there are {', '.join(SIZES)}")
-        config = stretched(size.config(arguments.base), arguments.yarn, arguments.dca)
+        size, config = size_named(arguments.size), options.config_of(arguments)
         facts = {"model": size.hub_id(arguments.base), "licence": size.licence, **figures(config)}
         facts["public pages"] = [*CONTRADICTIONS.get(arguments.size, ()), *CONTRADICTIONS["*"]]
     elif arguments.yarn is not None or arguments.dca is not None:
@@ -100,10 +88,10 @@ def figures(config: Config) -> dict:
     }
 
 
-def habits(folder: Path) -> dict:
+def habits(folder: Path, config: Config) -> dict:
     """How a checkpoint wants to be sampled and stopped."""
     generation = read_generation_config(folder)
-    eos = sorted({*read_config(folder / "config.json").eos_token_id, *generation.eos_token_id})
+    eos = sorted({*config.eos_token_id, *generation.eos_token_id})
     return {"sampling": dataclasses.asdict(generation.sampling), "stop_ids": eos}
 
 
@@ -136,7 +124,7 @@ def list_sizes(arguments: argparse.Namespace) -> int:
     console.print(table)
     for line in (
         "total, body (without the tables), active (per token): 10^9 parameters",
-        "heads: query:KV    f32 to int4: GB of weights    KV: KiB of cache per token, bf16",
+        "heads: query:KV   f32 to int4: GB of weights   KV: KiB of cache a token, bf16",
         "--size NAME tells more about one, and what public pages get wrong",
     ):
         console.print(line, style="dim", no_wrap=True, highlight=False)

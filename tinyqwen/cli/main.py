@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import errno
 import faulthandler
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
 
 from tinyqwen import __version__
-from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError
+from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError, UsageError
 
 VERBS = {
     "bench": "how fast this machine runs a model, how fast it could, and beside others",
@@ -63,8 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError as error:
         return complain(DoesNotFitError(f"out of memory ({error}); take a smaller model or a shorter text"), 4, debug)
     except OSError as error:
-        full = error.errno == 28
-        return complain(DiskFullError(f"no space left: {error}") if full else error, 6 if full else 1, debug)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f" ({error.filename})" if error.filename else ""
+        return complain(DiskFullError(f"the disk is full{where}") if full else error, 6 if full else 1, debug)
 
 
 def complain(error: Exception, code: int, debug: bool) -> int:
@@ -78,13 +83,39 @@ def dispatch(argv: list[str]) -> int:
     if not argv:
         print(WELCOME)
         return 0
-    arguments = make_parser().parse_args(argv)
+    arguments, strangers = make_parser([word for word in argv if word in VERBS]).parse_known_args(argv)
+    parser = vars(arguments).pop("parser")
+    if strangers:
+        raise UsageError(unknown(strangers[0], parser))
+    arguments.words = argv  # as they were typed, for those who tell them again
     return importlib.import_module(f"tinyqwen.cli.{arguments.verb}").run(arguments)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs, built from their modules."""
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """argparse's, but what is wrong is one line of ours; `parser` is that of the verb, or of its stage."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.set_defaults(parser=self)
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; {self.prog} --help says more")
+
+
+def unknown(word: str, parser: argparse.ArgumentParser) -> str:
+    """What to say of an argument that the verb does not take."""
+    flag = word.partition("=")[0]
+    near = difflib.get_close_matches(flag, re.findall(r"--[a-z][a-z-]+", parser.format_help()), 1, cutoff=0.75)
+    meant = f"; did you mean {near[0]}?" if near else f"; {parser.prog} --help tells what it takes"
+    return f"{parser.prog.removeprefix('tinyqwen ')} does not take {flag}{meant}"
+
+
+def make_parser(wanted: Collection[str] = VERBS) -> Parser:
+    """The parser; the flags of the verbs that are wanted, from their modules.
+
+    Importing one verb takes a moment, importing all of them half a second: a command waits for its own.
+    """
+    parser = Parser(
         prog="tinyqwen",
         description="Qwen2 language models, explained by code that runs them.",
         epilog="tinyqwen VERB --help tells more about one of them.",
@@ -92,6 +123,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinyqwen {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
+        if verb not in wanted:
+            verbs.add_parser(verb, help=summary)
+            continue
         module = importlib.import_module(f"tinyqwen.cli.{verb}")
         verb_parser = verbs.add_parser(
             verb, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

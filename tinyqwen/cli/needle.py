@@ -30,6 +30,7 @@ from tinyqwen.context import LONGEST, check_memory
 from tinyqwen.errors import TinyqwenError, UsageError
 from tinyqwen.kv_cache import KV_FORMATS, KVCache
 from tinyqwen.needle import TASKS, Key, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
+from tinyqwen.placing import free_bytes
 from tinyqwen.prepare import prepare
 from tinyqwen.runtime import Runtime, cache_format, load, loaded_format
 from tinyqwen.sampling import Sampling
@@ -65,20 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", "-q", action="store_true", help="no progress")
     options.add_model_arguments(parser)
     group = parser.add_argument_group("running")
-    options.add_backend_arguments(group)
+    options.add_backend_arguments(group, *options.GPU, default="auto")
     options.add_format_arguments(group)
     group.add_argument(
         "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS], help="the KV cache's format (default auto)"
     )
-    group.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY", help="accept this key of config.json"
-    )
+    options.add_ignore_argument(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tinyqwen.cli.needle_map import progress  # and rich with it, which other verbs need not wait for
 
     lengths, depths, ways = check_flags(arguments)
+    arguments.backend = options.chosen(arguments.backend, arguments.threads, arguments.quiet)
     folder = options.model_folder(arguments)
     if (folder / "config.json").is_file():
         check_room(arguments, read_config(folder / "config.json", tuple(arguments.ignore_config)), max(lengths), ways)
@@ -170,11 +170,12 @@ def check_room(arguments: argparse.Namespace, config: Config, longest: int, ways
         computes = backends.get(arguments.backend, threads=arguments.threads)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    format = loaded_format(config, arguments.dtype, arguments.backend)
+    format = loaded_format(config, arguments.dtype, computes.name)
     for way in ways:
         check_memory(
             as_way(way, config), longest, format=format, kv=cache_format(arguments.kv_dtype, computes, format),
             tables=arguments.tables or "int8", kernels="attention" in computes.bodies, flag="--lengths",
+            room=free_bytes(computes),
         )  # fmt: skip
 
 

@@ -9,36 +9,47 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import backends
+from tinyqwen import files
 from tinyqwen.checkpoint.hub import resolve_model
-from tinyqwen.context import chunks, factor
+from tinyqwen.config import Config
+from tinyqwen.config_json import read_config
+from tinyqwen.context import chunks, factor, stretched
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.runtime import Runtime, load
 from tinyqwen.sampling import Sampling, with_flags
+from tinyqwen.sizes import size_named
 from tinyqwen.tiny import FOLDER
 
 EMBEDDED = "embedded model, 1.9 million parameters; the real one: --size 0.5B (1 GB from the Hugging Face hub, once)"
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, otherwise: str = "the embedded model") -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model",
-        "-m",
-        metavar="FOLDER|ID",
-        help="a model folder, or a name on the Hugging Face hub; without this and --size: the embedded model",
-    )
+        "--model", "-m", metavar="FOLDER|ID",
+        help=f"a model folder, or a name on the Hugging Face hub; without this and --size: {otherwise}",
+    )  # fmt: skip
     group.add_argument("--size", metavar="SIZE", help="a published size: 0.5B, 1.5B, 7B, ..., 2.5-0.5B, ... (see info)")
     group.add_argument("--base", action="store_true", help="with --size: the base model instead of the instruct model")
     group.add_argument("--revision", help="a branch, tag or commit on the hub")
     group.add_argument("--offline", action="store_true", help="use what is downloaded already, ask no network")
 
 
+GPU = "cuda", "cupy", "auto"
+
+
 def add_backend_arguments(parser, *others: str, default: str = "cpu") -> None:
-    """Where to run, and with how many threads."""
+    """Where to run, and with how many threads. others: names besides those of the processor, such as GPU."""
+
+    def named(word: str) -> str:
+        if word in GPU and word not in others:
+            raise UsageError(f"--backend {word}: this runs on the processor only; take --backend {default}")
+        return word
+
     parser.add_argument(
-        "--backend", default=default, choices=[*backends.NAMES, "numba", *others],
+        "--backend", default=default, type=named, choices=[*backends.NAMES, "numba", *others],
         help="numpy: the readable definitions themselves; cpu: compiled kernels"
         + ("; cuda: an NVIDIA GPU; auto: cuda where it can be used, else cpu" if "cuda" in others else "")
         + f" (default: {default})",
@@ -89,8 +100,17 @@ def add_context_arguments(parser) -> None:
     )  # fmt: skip
 
 
+def add_ignore_argument(parser) -> None:
+    parser.add_argument(
+        "--ignore-config", action="append", default=[], metavar="KEY",
+        help="accept this key of config.json although its effect is unknown (repeatable)",
+    )  # fmt: skip
+
+
 def format_of(arguments: argparse.Namespace) -> dict:
     """The format flags, as `tinyqwen.runtime.load` takes them."""
+    if arguments.tables and arguments.dtype != "int4":
+        raise UsageError(f"--tables {arguments.tables} is about --dtype int4, and this is --dtype {arguments.dtype}")
     return {
         "dtype": arguments.dtype,
         "tables": arguments.tables,
@@ -102,7 +122,7 @@ def format_of(arguments: argparse.Namespace) -> dict:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that `load_named` asks: where to run, in what formats, how far to look."""
     group = parser.add_argument_group("running")
-    add_backend_arguments(group, "cuda", "cupy", "auto", default="auto")
+    add_backend_arguments(group, *GPU, default="auto")
     group.add_argument(
         "--gpu-layers", type=int, metavar="N",
         help="the first N layers on the GPU, the others on the processor, for models that do not fit (default: all)",
@@ -110,10 +130,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_arguments(group)
     add_cache_arguments(group)
     add_context_arguments(group)
-    group.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY",
-        help="accept this key of config.json although its effect is unknown (repeatable)",
-    )  # fmt: skip
+    add_ignore_argument(group)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +164,19 @@ def model_folder(arguments: argparse.Namespace, **what) -> Path:
         arguments.model, arguments.size, arguments.base,
         revision=arguments.revision, offline=arguments.offline, progress=not getattr(arguments, "quiet", False), **what,
     )  # fmt: skip
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The config of the model that the flags name, run as they say; of a published size nothing is read."""
+    if arguments.size and not arguments.model:
+        return stretched(size_named(arguments.size).config(arguments.base), arguments.yarn, arguments.dca)
+    return config_in(model_folder(arguments, weights=False), arguments)
+
+
+def config_in(folder: Path, arguments: argparse.Namespace) -> Config:
+    """The config of the model in that folder, run as the flags say."""
+    config = read_config(folder / "config.json", tuple(arguments.ignore_config))
+    return stretched(config, arguments.yarn, arguments.dca)
 
 
 def is_embedded(arguments: argparse.Namespace) -> bool:
@@ -184,7 +214,7 @@ def load_named(arguments: argparse.Namespace) -> Runtime:
             yarn=arguments.yarn,
             dca=arguments.dca,
             ignore_config=tuple(arguments.ignore_config),
-            gpu_layers=arguments.gpu_layers,
+            gpu_layers=getattr(arguments, "gpu_layers", None),
             progress=update,
             compiling=compiling,
         )
@@ -203,6 +233,9 @@ def chosen(backend: str, threads: int | None, quiet: bool) -> str:
 def check_flags(arguments: argparse.Namespace) -> None:
     """Complain about what is out of range before anything is loaded."""
     sampling_of(arguments, Sampling())
+    format_of(arguments)
+    if arguments.greedy and arguments.temperature:
+        raise UsageError(f"--greedy and --temperature {arguments.temperature:g} exclude each other")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise UsageError(f"--max-tokens must be at least 1, is {arguments.max_tokens}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
@@ -233,17 +266,8 @@ def read_text(source: str, what: str) -> str:
     if source == "-":
         return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if source.startswith("@"):
-        return read_file(Path(source[1:]), what)
+        return files.read_text(source[1:], what)
     return source
-
-
-def read_file(path: Path, what: str) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {path}: is not valid UTF-8 (at byte {error.start}); is it a binary file?") from None
-    except OSError as error:
-        raise UsageError(f"{what} {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a model will need and how fast it can be, without downloading it: it runs on shapes alone.
 
-Without --size, all published sizes: which fit where. Times are floors, from datasheets or (--device this) from what
-this machine was measured to do: real ones are longer, never shorter.
+Without --size or --model, all published sizes: which fit where. Times are floors, from datasheets or (--device this)
+from what this machine was measured to do: real ones are longer, never shorter.
 
   tinyqwen plan --size 72B --context 131072 --dtype int4
   tinyqwen plan --size 7B --yarn 4 --kv-dtype int8
@@ -12,61 +12,47 @@ from __future__ import annotations
 import argparse
 import json
 
-from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.cli import options
 from tinyqwen.config import Config
-from tinyqwen.config_json import read_config
-from tinyqwen.context import LONGEST, advice, stretched
+from tinyqwen.context import LONGEST, advice
 from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.plan import ROOMS, kv_bytes_per_token, memory, work
-from tinyqwen.sizes import SIZES
+from tinyqwen.sizes import SIZES, size_named
 from tinyqwen.trace.machine import Machine, measure
 
 USUAL = 4096  # tokens, when nobody says
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", metavar="SIZE", help="a published size (default: all of them)")
-    parser.add_argument("--base", action="store_true", help="the base model instead of the instruct model")
-    parser.add_argument("--model", "-m", metavar="FOLDER|ID", help="a folder or a name on the hub: its config.json")
-    parser.add_argument("--revision", help="a branch, tag or commit on the hub")
-    parser.add_argument("--offline", action="store_true", help="use what is downloaded already")
     parser.add_argument(
         "--context",
         "-c",
         type=int,
         metavar="N",
-        help=f"tokens (default {USUAL}; with --yarn, all that it makes room for)",
+        help=f"tokens (default {USUAL}; with --yarn or --dca, all that it makes room for)",
     )
     options.add_context_arguments(parser)
+    options.add_ignore_argument(parser)
     parser.add_argument("--dtype", choices=FORMATS, default="bf16", help="how weights are stored (default bf16)")
     parser.add_argument(
         "--kv-dtype", "--kv", choices=KV_FORMATS, default="bf16", help="how the cache is stored (default bf16)"
     )
     parser.add_argument("--device", metavar="NAME", help=f"this, or one of {', '.join(DEVICES)} (default: all)")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+    options.add_model_arguments(parser, otherwise="all published sizes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.context is not None and not 1 <= arguments.context <= LONGEST:
         raise UsageError(f"--context must be from 1 to {LONGEST}, is {arguments.context}")
     machines = machines_of(arguments.device)
-    if arguments.size and arguments.model:
-        raise UsageError("--size and --model name two models; give one of them")
-    if arguments.model:
-        folder = resolve_model(
-            arguments.model, None, revision=arguments.revision, offline=arguments.offline, weights=False
-        )
-        config = stretched(read_config(folder / "config.json"), arguments.yarn, arguments.dca)
-        facts = plan_one(str(arguments.model), config, arguments, machines)
-    elif arguments.size:
-        if arguments.size not in SIZES:
-            raise UsageError(f"no size {arguments.size!r}; there are {', '.join(SIZES)}")
-        config = stretched(SIZES[arguments.size].config(arguments.base), arguments.yarn, arguments.dca)
-        facts = plan_one(SIZES[arguments.size].hub_id(arguments.base), config, arguments, machines)
+    if arguments.model or arguments.size:
+        config = options.config_of(arguments)
+        name = arguments.model or size_named(arguments.size).hub_id(arguments.base)
+        facts = plan_one(str(name), config, arguments, machines)
     elif arguments.yarn is not None or arguments.dca is not None:
         raise UsageError("--yarn and --dca are about one model; name it with --size or --model")
     else:
@@ -158,7 +144,7 @@ def show_all(facts: dict) -> None:
     table.add_column("--size", no_wrap=True)
     for format in FORMATS:
         table.add_column(format, justify="right", no_wrap=True)
-        table.add_column("fits in", no_wrap=True)
+        table.add_column("in", no_wrap=True)
     for name, row in facts["sizes"].items():
         cells = []
         for format in FORMATS:
@@ -166,7 +152,8 @@ def show_all(facts: dict) -> None:
             cells += [f"{row['total'][format] / 1e9:.1f} GB", f"{smallest[0]} GB" if smallest else "-"]
         table.add_row(Text(name), *map(Text, cells))
     console = Console(highlight=False)
-    console.print(f"weights, {facts['kv']} cache of {facts['context']:,} tokens and intermediate results, all in all:")
+    console.print(f"weights, {facts['kv']} cache of {facts['context']:,} tokens and intermediate results, all in all,")
+    console.print(f"in each format of weights, and the smallest of {', '.join(map(str, ROOMS))} GB that it fits in:")
     console.print(table)
 
 

@@ -1,19 +1,29 @@
-"""Teach a model. Each stage goes on from a model folder and leaves others like it, which chat, transformers, and the
-next stage load:
+"""Teach a model, stage by stage. Each goes on from a model folder and leaves
+others like it, which chat, transformers and the next stage load.
 
-  tinyqwen train pretrain --model FOLDER --data text.txt OUT      predict the next token of plain text
-  tinyqwen train sft --model FOLDER --data chats.jsonl OUT        say what the assistant says in conversations
-  tinyqwen train dpo --model FOLDER --data pairs.jsonl OUT        prefer one of two answers to the other
-  tinyqwen train online-dpo --model FOLDER --data prompts.jsonl OUT     prefer the best of its own answers to the worst
-  tinyqwen train grpo --model FOLDER --data prompts.jsonl OUT     learn from all of its own answers, by a group's mean
-  tinyqwen train reward --model FOLDER --data pairs.jsonl OUT     a judge of answers, where no rule is one
-  tinyqwen train sample --model FOLDER --data prompts.jsonl OUT   rejection sampling: write chats and pairs
-  tinyqwen train upcycle --model FOLDER OUT                       make a mixture of experts of a dense model
-  tinyqwen train curve OUT                                        how a run went; --svg FILE draws it
-  tinyqwen chat --model OUT/step-001000                           talk with what came of it
+pretrain     predict the next token of plain text
+             tinyqwen train pretrain --model FOLDER --data text.txt OUT
+sft          say what the assistant says in conversations
+             tinyqwen train sft --model FOLDER --data chats.jsonl OUT
+dpo          prefer one of two answers to the other
+             tinyqwen train dpo --model FOLDER --data pairs.jsonl OUT
+online-dpo   prefer the best of its own answers to the worst
+             tinyqwen train online-dpo --model FOLDER --data prompts.jsonl OUT
+grpo         learn from all of its own answers, measured by their group's mean
+             tinyqwen train grpo --model FOLDER --data prompts.jsonl OUT
+reward       become a judge of answers, where no rule is one
+             tinyqwen train reward --model FOLDER --data pairs.jsonl OUT
 
-The same command continues a run that was interrupted, exactly: the weights become those of a run that was not.
-`tinyqwen train STAGE --help` tells what its data look like.
+sample       rejection sampling: write chats and pairs from its own answers
+             tinyqwen train sample --model FOLDER --data prompts.jsonl OUT
+upcycle      make a mixture of experts of a dense model
+             tinyqwen train upcycle --model FOLDER OUT
+curve        show how a run went; --svg FILE draws it
+             tinyqwen train curve OUT
+
+tinyqwen chat --model OUT/step-001000 talks with what came of it. The same
+command continues a run that was interrupted, exactly: the weights become those
+of a run that was not. tinyqwen train STAGE --help shows its data.
 """
 
 from __future__ import annotations
@@ -27,7 +37,7 @@ OWN = {"sample": train_sample, "upcycle": train_upcycle, "curve": train_curve}  
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE")
     summaries = {**{name: kind.summary for name, kind in KINDS.items()},
                  **{name: module.SUMMARY for name, module in OWN.items()}}  # fmt: skip
     for name, summary in summaries.items():
@@ -43,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.stage is None:
+        print((__doc__ or "").strip())
+        return 0
     if arguments.stage in OWN:
         return OWN[arguments.stage].run(arguments)
     return train_run.run(arguments)

@@ -12,9 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from tinyqwen.checkpoint import save_checkpoint
-from tinyqwen.checkpoint.save import clear_errors
 from tinyqwen.cli import options
 from tinyqwen.errors import UsageError
+from tinyqwen.files import clear_errors
 from tinyqwen.train.saved import BESIDES
 from tinyqwen.train.upcycle import DICE, Recipe, scale_for_dense, upcycle
 from tinyqwen.weights import count_parameters

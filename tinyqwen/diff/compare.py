@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from backends.interface import host
 from backends.packed import Packed
 from backends.quantised import Quantised
-from tinyqwen.diff.sides import Model, Side, host
+from tinyqwen.diff.sides import Model, Side
 from tinyqwen.errors import UsageError
 from tinyqwen.weights import Node, walk
 

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 import backends
-from backends.interface import Backend, Operation
+from backends.interface import Backend, Operation, host
 from backends.packed import Packed
 from backends.places import Places
 from backends.quantised import Quantised
+from tinyqwen.checkpoint.upload import upload
 from tinyqwen.config import FULL, SLIDING, Config
-from tinyqwen.config_json import parse_config
+from tinyqwen.config_json import parse_config, written_scaling
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.memory import require
@@ -89,7 +90,7 @@ class Model:
 
     def textbook(self, dtype) -> Model:
         """The definitions themselves on the same weights, whatever the backend."""
-        weights = each_array(self.weights, host)
+        weights = each_array(self.weights, here)
         return replace(self, name="the definitions", backend=Backend(np, dtype=dtype), weights=weights)
 
 
@@ -127,9 +128,11 @@ def flat(out) -> list:
     return [array for item in out for array in flat(item)] if isinstance(out, (tuple, list)) else [out]
 
 
-def host(array):
-    """The NumPy array of an array that may lie in a GPU's memory."""
-    return array.get() if hasattr(array, "get") else array
+def here(weight):
+    """A weight in this machine's memory, quantised or not."""
+    if isinstance(weight, Quantised):
+        return Quantised(weight.bits, weight.shape, host(weight.values), host(weight.scales))
+    return host(weight)
 
 
 def device(backend: Backend, array):
@@ -184,11 +187,15 @@ class Transformers:
     """A side that is transformers itself, in float32 with eager attention, through its own cache.
 
     Its RMSNorm and rotary angles are float32 whatever the model's type, so there is no float64 of it.
+
+    config   how to run it: as the folder's config.json says, or with another YaRN. Dual Chunk Attention it has not
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, config: Config):
+        if config.dual_chunk_attention_config:
+            raise UsageError("transformers has no Dual Chunk Attention; compare with another side, or without it")
         try:
             import torch
             import transformers
@@ -199,8 +206,12 @@ class Transformers:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         self.torch: Any = torch
+        theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        scaling = config.rope_scaling
+        if scaling and theirs.rope_parameters.get("factor") != scaling.factor:  # asked for by --yarn
+            theirs.rope_parameters = {**theirs.rope_parameters, "rope_type": "yarn", **written_scaling(scaling)}
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
+            folder, config=theirs, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
             local_files_only=True,
         ).eval()  # fmt: skip
 
@@ -232,19 +243,23 @@ def make_side(name: str, config: Config, weights: Node, folder: Path | None = No
     if name == "transformers":
         if folder is None:
             raise UsageError("the side transformers reads a model folder; name one with --model or --size")
-        return Transformers(folder)
+        return Transformers(folder, config)
     of, _, variant = name.partition(":")
-    if of not in backends.NAMES or variant not in ("", "float64", "bf16-weights"):
-        of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in backends.NAMES)
+    known = *backends.NAMES, *backends.DEVICES
+    if backends.ALIASES.get(of, of) not in known or variant not in ("", "float64", "bf16-weights"):
+        of_backends = ", ".join(f"{each}, {each}:float64, {each}:bf16-weights" for each in known)
         raise UsageError(f"no side {name!r}; there are {of_backends}, goldens:FILE and transformers")
-    backend = backends.get(of)
+    try:
+        backend = backends.get(of)
+    except ValueError as error:  # no GPU
+        raise UsageError(str(error)) from None
     if variant == "float64" and np.float64 not in backend.dtypes:
         raise UsageError(f"the kernels of the {of} backend are for float32; numpy:float64 runs the definitions")
     if variant == "bf16-weights":
         parameters = count_parameters(config)["total"]
         require(4 * parameters, "a second copy of the weights", "take a smaller model")
         weights = each_array(weights, rounded_to_bf16)
-    weights = each_array(weights, lambda array: device(backend, array))
+    weights = upload(backend, weights) if backend.name == "cuda" else weights
     side = Model(name, backend, config, weights)
     return replace(side.in_float64(), name=name) if variant == "float64" else side
 

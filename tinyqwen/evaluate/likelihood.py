@@ -17,6 +17,7 @@ from itertools import chain, groupby
 
 import numpy as np
 
+from backends import host
 from tinyqwen.blocks.cross_entropy import log_probability
 from tinyqwen.conversation import common_length
 from tinyqwen.generate import CHUNK, finite
@@ -93,6 +94,6 @@ def judged(reader: Reader, context: list[int], continuation: list[int], last_1V)
     for logits_NV in chain([last_1V], reader.rows(context + continuation[:-1], len(continuation) - 1)):
         token_N = np.array(continuation[at : at + len(logits_NV)])
         log_p += float(log_probability(reader.runtime.backend, logits_NV, token_N).sum())
-        greedy = greedy and bool((logits_NV.argmax(axis=-1) == token_N).all())
+        greedy = greedy and bool((host(logits_NV.argmax(axis=-1)) == token_N).all())
         at += len(token_N)
     return log_p, greedy

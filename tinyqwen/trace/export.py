@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyqwen.errors import UsageError
+from tinyqwen.files import write_whole
 from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.record import TracedStep
 
@@ -48,11 +49,11 @@ def check_target(target: str) -> None:
 
 
 def write(text: str, target: str) -> None:
-    """Into that file, or to standard output for `-`."""
+    """Into that file, whole or not at all, or to standard output for `-`. Errors: DiskFullError, UsageError."""
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        write_whole(target, text)
 
 
 def span_facts(number: int, step: TracedStep, span, machine: Machine) -> dict:

@@ -13,11 +13,11 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from backends.interface import Cost
+from backends.interface import Backend, Cost, Operation, shape_only
 
 
 class Machine(NamedTuple):
@@ -77,15 +77,25 @@ def best(rounds: int, work: Callable) -> float:
     return min(times[1:])
 
 
-def seconds_per_span(count: int = 300) -> float:
-    """What one record of the tracer costs, measured on an operation that does nothing."""
-    from backends.interface import Backend, Operation, shape_only
+def limits_of(backend: Any) -> Machine:
+    """The limits of what that backend runs on: this machine, or its GPU (products in bfloat16, as in a prompt)."""
+    if backend.name != "cuda":
+        return measure()
+    from backends.cuda.ceilings import product_peak, read_bandwidth
+
+    device = backend.at(0)
+    return Machine("this GPU", read_bandwidth(device), product_peak(device))
+
+
+def seconds_per_span(count: int = 300, backend: Backend | None = None) -> float:
+    """What one record of the tracer costs on that backend, measured on an operation that does nothing."""
     from backends.tracing import Tracing
 
     nothing = Operation(lambda backend, x: x)
     nothing.name = "nothing"
     nothing.cost(lambda x: Cost(shape_only(x.shape), 0, 0, 0))
-    x, plain = np.ones((1, 8), np.float32), Backend()
+    plain = backend or Backend()
+    x = plain.empty((1, 8))
 
     def run(backend) -> float:
         start = time.perf_counter()

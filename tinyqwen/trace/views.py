@@ -16,7 +16,9 @@ from rich.text import Text
 
 from tinyqwen.errors import UsageError
 from tinyqwen.tokenizer import harmless
-from tinyqwen.trace.capture import AttentionMap, Lens, Routing, joined
+from tinyqwen.trace.attention_maps import AttentionMap, joined
+from tinyqwen.trace.lens import Lens
+from tinyqwen.trace.routing import Routing
 
 Spell = Callable[[int], str]  # a token's text
 

@@ -166,6 +166,6 @@ def fitting(examples: Sequence[Any], lengths: Sequence[int], longest: int) -> tu
     """
     kept = [example for example, length in zip(examples, lengths) if length <= longest]
     if not kept:
-        known = f"none of the {len(examples)} is within {longest} tokens (--length)" if examples else "there are none"
+        known = f"none of the {len(examples)} is within {longest} tokens (--length)" if examples else "no data at all"
         raise UsageError(f"no examples to learn from: {known}")
     return kept, len(examples) - len(kept)

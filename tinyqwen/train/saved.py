@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ import numpy as np
 import safetensors.numpy
 
 from tinyqwen.checkpoint import save_checkpoint
-from tinyqwen.checkpoint.save import clear_errors
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
+from tinyqwen.files import clear_errors, write_whole
 from tinyqwen.train.optimisers.adamw import AdamState
 from tinyqwen.train.training import Report
 
@@ -50,9 +51,10 @@ def save(
     """
     final = out / f"step-{state.step if number is None else number:06d}"
     part = out / f".{final.name}.part"
-    with clear_errors(out):
+    with clear_errors(out), ExitStack() as cleanup:
         for left in out.glob(".step-*.part"):  # by a run that was killed while it wrote, or removed
             shutil.rmtree(left)
+        cleanup.callback(shutil.rmtree, part, ignore_errors=True)  # half of it would only fill the disk
         (part / "training").mkdir(parents=True)
         save_checkpoint(part, config, {name: x for name, x in tensors.items() if name not in others}, dtype="float32")
         if others:
@@ -113,9 +115,7 @@ def continue_log(out: Path, step: int) -> None:
     path = out / LOG
     if path.is_file():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        part = path.with_name(f".{LOG}.part")  # a kill in between must not cost the log
-        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-        part.replace(path)
+        write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def log(out: Path, report: Report) -> None:

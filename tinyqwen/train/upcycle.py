@@ -63,8 +63,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        if not 1 <= self.per_token <= self.experts or min(self.width, self.shared_width) < 0:
-            raise UsageError(f"{self.per_token} of {self.experts} experts, {self.width} wide, cannot be")
+        if not 1 <= self.per_token <= self.experts:
+            raise UsageError(f"a token can use 1 to {self.experts} of {self.experts} experts, not {self.per_token}")
+        if min(self.width, self.shared_width) < 0:
+            raise UsageError(f"widths must be at least 0, are {self.width}, and {self.shared_width} of the shared one")
         if not 0 <= self.reinitialised <= 1 or not math.isfinite(self.scale) or self.by not in DICE:
             raise UsageError(
                 f"reinitialised must be from 0 to 1 (is {self.reinitialised}), by one of {', '.join(DICE)}"

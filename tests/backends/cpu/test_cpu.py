@@ -51,7 +51,7 @@ def test_features_that_the_processor_lacks_are_refused():
 
 
 def test_other_backends_have_no_such_settings():
-    with pytest.raises(ValueError, match="settings of the cpu backend"):
+    with pytest.raises(ValueError, match="threads are a setting of the cpu backend"):
         backends.get("numpy", threads=2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 
@@ -18,7 +17,7 @@ from tinyqwen.checkpoint.convert import EXPECTED, convert
 from tinyqwen.cli.main import main
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
-from tinyqwen.errors import DiskFullError, ModelFilesError, UsageError
+from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.formats import FORMATS, QUANTISED, weight_bytes
 from tinyqwen.weights import Node, random_weights, walk
 
@@ -139,23 +138,14 @@ def test_the_source_itself_and_quantised_sources_are_refused(source, tmp_path):
             open_checkpoint(tmp_path / "out", dtype=format)
 
 
-@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("after", [0, 7])
-def test_a_full_disk_or_an_interrupt_leaves_nothing_new(source, tmp_path, monkeypatch, stop, force, after):
-    out, calls, real = tmp_path / "out", [], save.write_tensor
+def test_a_full_disk_or_an_interrupt_leaves_nothing_new(source, tmp_path, stops_writing, force, after):
+    out = tmp_path / "out"
     if force:
         convert(source, out, "int4")
     before = {path.name: path.read_bytes() for path in out.iterdir()} if force else None
-
-    def write(*arguments):
-        calls.append(1)
-        if len(calls) > after:
-            raise stop
-        real(*arguments)
-
-    monkeypatch.setattr(save, "write_tensor", write)
-    with pytest.raises(DiskFullError if isinstance(stop, OSError) else KeyboardInterrupt):
+    with stops_writing(after):
         convert(source, out, "int8", force=force)
     assert ({path.name: path.read_bytes() for path in out.iterdir()} if out.exists() else None) == before
 
@@ -236,3 +226,22 @@ def test_chat_runs_what_was_converted_and_formats_go_through_the_flags(source, t
     error = capsys.readouterr().err
     assert "holds int8 weights" in error and len(error.splitlines()) == 1
     assert os.listdir(cache)
+
+
+@pytest.mark.parametrize("flags, key, said", [
+    (("--yarn", "2"), "rope_scaling", {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}),
+    (("--dca", "256,32"), "dual_chunk_attention_config",
+     {"chunk_size": 256, "local_size": 32, "original_max_position_embeddings": 0}),
+])  # fmt: skip
+def test_what_the_flags_say_of_long_texts_is_what_config_json_says(source, tmp_path, capsys, flags, key, said):
+    """Whoever loads the folder runs it so, without a flag: it says what the source says with the flag."""
+    assert main(["convert", "-m", str(source), "--dtype", "bf16", *flags, str(tmp_path / "out"), "-q"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())[key] == said
+    ask = ["generate", "--greedy", "-n", "5", "--json", "--backend", "numpy", "--raw", "x " * 400]
+    for more in ([str(source), *flags], [str(tmp_path / "out")]):
+        assert main([*ask, "-m", *more]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["tokens"] == second["tokens"] and first["usage"]["prompt_tokens"] == 800
+    assert main(["convert", "-m", str(tmp_path / "out"), "--dtype", "f32", "--yarn", "3", "--dca", "256,32",
+                 str(tmp_path / "no")]) == 2  # fmt: skip
+    assert "would both stretch the context" in capsys.readouterr().err and not (tmp_path / "no").exists()

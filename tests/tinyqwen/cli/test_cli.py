@@ -11,6 +11,7 @@ import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
 from tinyqwen.cli.main import VERBS
+from tinyqwen.cli.train import KINDS, OWN
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,6 +38,21 @@ def test_every_verb_explains_itself_with_examples(tinyqwen, verb):
     code, out, _ = tinyqwen(verb, "--help")
     assert code == 0
     assert f"tinyqwen {verb} " in out.split("options:")[0].split("\n\n", 1)[1], "an example"
+
+
+@pytest.mark.parametrize("words", ["", "--help", "--version"])
+def test_what_computes_nothing_waits_for_no_library(words):
+    script = f"""
+import sys
+from tinyqwen.cli.main import main
+try:
+    main({words.split()})
+except SystemExit:
+    pass
+print(*{{"numpy", "numba", "tokenizers", "jinja2", "rich", "backends"}} & sys.modules.keys(), end="", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_model_text_alone_goes_to_standard_output(folder):
@@ -154,6 +170,18 @@ def test_yarn_reads_what_the_model_alone_would_not(tinyqwen, folder):
     assert code == 0 and "a context of 1536" in out
 
 
+@pytest.mark.parametrize("words", ["info", "plan", "trace --view mem", "trace --backend numpy --decode 1 hi"])
+def test_a_key_that_is_not_known_is_passed_over_where_the_flag_says_so(tinyqwen, tmp_path, words):
+    write_tiny_checkpoint(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": 7}))
+    model = "-m", tmp_path
+    verb, *rest = words.split()
+    code, _, err = tinyqwen(verb, *model, *rest)
+    assert code == 3 and "--ignore-config novelty" in err
+    assert tinyqwen(verb, *model, "--ignore-config", "novelty", *rest)[0] == 0
+
+
 def test_dca_lengthens_the_context_and_says_the_same_within_a_chunk(tinyqwen, folder):
     facts = json.loads(tinyqwen("info", "-m", folder, "--dca", "512,64", "--json")[1])
     assert facts["shape"]["context"] == 2048
@@ -190,6 +218,18 @@ WRONG_USAGE = {
     "two models": (["generate", "-m", "{folder}", "--size", "0.5B", "hi"], "not both"),
     "unknown size": (["generate", "--size", "3B", "hi"], "2.5-3B"),
     "base without size": (["generate", "-m", "{folder}", "--base", "hi"], "--base"),
+    "no such folder": (["info", "-m", "./nowhere"], "./nowhere: no such folder"),
+    "no such folder, a word": (["generate", "-m", "nowhere", "hi"], "'nowhere' is neither a folder here nor"),
+    "a file for a folder": (["tokens", "-m", "{folder}/config.json", "hi"], "is a file; name the folder"),
+    "tables of what is not int4": (["generate", "-m", "{folder}", "--tables", "int4", "hi"], "is about --dtype int4"),
+    "tables, converting": (["convert", "-m", "{folder}", "x", "--dtype", "int8", "--tables", "int4"], "about --dtype"),
+    "raw with a system message": (["generate", "-m", "{folder}", "--raw", "-s", "x", "hi"], "--raw and --system"),
+    "raw plain": (["generate", "-m", "{folder}", "--raw", "--no-template", "hi"], "--raw and --no-template exclude"),
+    "greedy and hot": (["generate", "-m", "{folder}", "--greedy", "--temp", "1", "hi"], "exclude each other"),
+    "threads of numpy": (["generate", "-m", "{folder}", "--backend", "numpy", "--threads", "1", "hi"], "cpu backend"),
+    "items of a task": (["eval", "-m", "{folder}", "--tasks", "home", "--items", "x"], "--items and --tasks exclude"),
+    "shots at home": (["eval", "-m", "{folder}", "--num-fewshot", "2"], "--num-fewshot is for tasks of lm-eval"),
+    "experts": (["train", "upcycle", "-m", "{folder}", "x", "--per-token", "9"], "1 to 8 of 8 experts, not 9"),
     "empty prompt": (["generate", "-m", "{folder}", ""], "empty"),
     "white prompt": (["generate", "-m", "{folder}", " \n "], "empty"),
     "several prompts as text": (["generate", "-m", "{folder}", "a", "b"], "--json"),
@@ -217,7 +257,7 @@ WRONG_USAGE = {
     "no such system file": (["generate", "-m", "{folder}", "-s", "@/no/such/file", "hi"], "No such file"),
     "surrogate": (["generate", "-m", "{folder}", "a\udcffb"], "UTF-8"),
     "ids": (["tokens", "-m", "{folder}", "--ids", "x"], "whole numbers"),
-    "info of two": (["info", "-m", "{folder}", "--size", "0.5B"], "two models"),
+    "info of two": (["info", "-m", "{folder}", "--size", "0.5B"], "not both"),
     "info of none": (["info", "--size", "8B"], "2.5-7B"),
 }  # fmt: skip
 
@@ -232,10 +272,25 @@ def test_wrong_usage_is_one_clear_line_and_exit_code_2(tinyqwen, folder, name):
     assert words in err
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["generate", "--nonsense"], ["chat", "--backend", "abacus"]])
-def test_what_argparse_refuses_names_the_choices(tinyqwen, arguments):
-    code, _, err = tinyqwen(*arguments)
-    assert code == 2 and "error:" in err
+@pytest.mark.parametrize("arguments, words", [
+    (["nonsense"], "invalid choice: 'nonsense'"), (["chat", "--backend", "abacus"], "choose from 'numpy'"),
+    (["generate", "--nonsense", "hi"], "generate does not take --nonsense; tinyqwen generate --help"),
+    (["generate", "hi", "--temprature=1"], "does not take --temprature; did you mean --temperature?"),
+    (["doctor", "extra"], "tinyqwen: doctor does not take extra"), (["convert"], "required: OUT, --dtype"),
+    (["plan", "--dca", "1"], "should be CHUNK,LOCAL"), (["chat", "--seed", "x"], "--seed: invalid int value: 'x'"),
+    (["train", "nonsense"], "invalid choice: 'nonsense'"), (["train", "sft"], "OUT, --data; tinyqwen train sft"),
+    (["train", "sft", "--data", "x", "out", "--rate", "1"], "train sft does not take --rate"),
+])  # fmt: skip
+def test_what_argparse_refuses_is_one_line_too(tinyqwen, arguments, words):
+    code, out, err = tinyqwen(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and words in err
+
+
+def test_train_alone_tells_its_stages_with_an_example_of_each(tinyqwen):
+    code, out, err = tinyqwen("train")
+    assert (code, err) == (0, "")
+    assert all(f"tinyqwen train {stage} " in out for stage in (*KINDS, *OWN))
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 30, "a page"
 
 
 @pytest.mark.parametrize(

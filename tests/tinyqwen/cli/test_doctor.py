@@ -1,6 +1,8 @@
 """doctor: what it finds, and the line that mends what is missing."""
 
 import json
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +31,21 @@ def test_what_is_missing_comes_with_the_pip_line_for_this_driver(tinyqwen, monke
     found = json.loads(tinyqwen("doctor", "--json")[1])
     assert found["verdict"]["--backend auto"] == "cpu" and line in found["verdict"]["because"]
     assert found["gpu"]["missing"] == found["verdict"]["because"]
+
+
+@pytest.mark.parametrize("driver", [None, (12, 8), (13, 0)])
+def test_two_cupys_are_one_too_many_with_or_without_a_driver(tinyqwen, monkeypatch, driver):
+    monkeypatch.setattr(nvidia, "driver_version", lambda: driver)
+    monkeypatch.setattr(nvidia, "wheels", lambda: {"cupy-cuda13x": "14.2.0", "cupy-cuda12x": "14.2.0"})
+    gpu = json.loads(tinyqwen("doctor", "--json")[1])["gpu"]
+    assert "spoil each other; pip uninstall -y cupy-cuda12x cupy-cuda13x; then pip install" in gpu["missing"]
+
+
+def test_no_extra_brings_a_second_cupy():
+    """cuda12 and cuda13 bring one each; whatever they are installed with must bring none."""
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert {name for name, needed in extras.items() if "cupy" in " ".join(needed)} == {"cuda12", "cuda13"}
 
 
 def test_a_device_is_described(tinyqwen, monkeypatch):

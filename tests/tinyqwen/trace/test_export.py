@@ -17,17 +17,17 @@ from rich.console import Console
 import backends
 from tests.checkpoints import write_tiny_checkpoint
 from tests.helpers import CONFIGS
-from tests.tinyqwen.trace.test_capture import captured
-from tests.tinyqwen.trace.test_trace import MACHINE, start, traced
-from tests.tinyqwen.trace.test_views import spell
+from tests.tinyqwen.trace.test_trace import start, traced
+from tests.tinyqwen.trace.watching import MACHINE, captured, spell
 from tinyqwen.cli.main import main
 from tinyqwen.plan import shape_weights
 from tinyqwen.sizes import SIZES
-from tinyqwen.trace.capture import AttentionMap, attention_maps, routing
+from tinyqwen.trace.attention_maps import AttentionMap, attention_maps
 from tinyqwen.trace.export import chrome_events, write_jsonl, write_svg
 from tinyqwen.trace.page import page
 from tinyqwen.trace.pictures import heat_map, roofline
 from tinyqwen.trace.record import closed, record, rows
+from tinyqwen.trace.routing import routing
 from tinyqwen.trace.table import duration, print_trace, si
 
 ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> &amp;"
@@ -36,7 +36,7 @@ ATTACK = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> &amp;"
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
     """Two seconds saved in every test of the command; that a machine can be measured is tested elsewhere."""
-    monkeypatch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
+    monkeypatch.setattr("tinyqwen.cli.trace.limits_of", lambda backend: MACHINE)
 
 
 def make(config, steps, **settings):
@@ -254,8 +254,9 @@ def exported(folder, tmp_path_factory):
     files = {name: target / f"trace.{name}" for name in ("jsonl", "chrome", "html", "svg")}
     flags = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyqwen.cli.trace.measure", lambda: MACHINE)
-        assert main(["trace", "-m", str(folder), "-q", "--raw", "--decode", "2", *flags, "--head", "3", ATTACK]) == 0
+        patch.setattr("tinyqwen.cli.trace.limits_of", lambda backend: MACHINE)
+        flags += ["--head", "3", "--kv-dtype", "f32"]
+        assert main(["trace", "-m", str(folder), "-q", "--raw", "--decode", "2", *flags, ATTACK]) == 0
     return files
 
 
@@ -264,7 +265,12 @@ def test_the_command_writes_all_exports(exported, capsys):
     reader = harmless(text)
     lines = [json.loads(line) for line in exported["jsonl"].read_text().splitlines()]
     assert len(reader.rows) - 1 == len([line for line in lines if line["step"] < 2])
-    assert "python -m tinyqwen trace" in text and "--head 3" in text and "<h3>head 3</h3>" in text and "Router" in text
+    assert (
+        "python -m tinyqwen trace" in text
+        and "--head 3 --kv-dtype f32 " in text
+        and "<h3>head 3</h3>" in text
+        and "Router" in text
+    )
     assert len(json.loads(exported["chrome"].read_text())["traceEvents"]) == len(lines) + 3 + 4
     ElementTree.fromstring(exported["svg"].read_text(encoding="utf-8"))
 
@@ -273,6 +279,12 @@ def test_a_plan_makes_a_page_too(tmp_path, capsys):
     target = tmp_path / "plan.html"
     assert main(["trace", "--backend", "meta", "--size", "7B", "-q", "--html", str(target)]) == 0
     assert "Attention of" not in target.read_text() and harmless(target.read_text())
+
+
+def test_the_embedded_model_is_traced_where_none_is_named(tmp_path, capsys):
+    target = tmp_path / "embedded.html"
+    assert main(["trace", "-q", "--decode", "1", "--html", str(target), "hello"]) == 0
+    assert capsys.readouterr().out.startswith("TinyQwen, ") and "<title>TinyQwen, traced" in target.read_text()
 
 
 def test_a_file_that_cannot_be_written_is_one_clear_line(folder, capsys, tmp_path):

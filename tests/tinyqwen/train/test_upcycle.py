@@ -130,8 +130,8 @@ def test_a_narrow_shared_expert_keeps_units():
 @pytest.mark.parametrize(
     "wrong, complaint",
     [
-        ({"per_token": 9}, "9 of 8 experts"),
-        ({"width": -1}, "cannot be"),
+        ({"per_token": 9}, "8 experts, not 9"),
+        ({"width": -1}, "widths must be at least 0"),
         ({"reinitialised": 1.5}, "must be from 0 to 1"),
         ({"by": "layers"}, "one of units, entries"),
         ({"scale": float("nan")}, "must be"),
