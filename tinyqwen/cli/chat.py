@@ -104,9 +104,9 @@ class Chat:
     def read_line(self, prompt: str) -> str | None:
         try:
             if self.interactive:
-                return input(prompt)
-            line = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")
-            return line.rstrip("\r\n") if line else None
+                return mended(input(prompt))
+            line = sys.stdin.buffer.readline().decode(errors="surrogateescape")
+            return mended(line.rstrip("\r\n")) if line else None
         except EOFError:
             print(file=sys.stderr)
             return None
@@ -191,6 +191,18 @@ class Chat:
             self.say("this is a base model: it continues text and was not trained to answer")
         if self.interactive:
             self.say("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+
+
+def mended(line: str) -> str:
+    """The line, in which what a terminal of another encoding did not understand is UTF-8 after all.
+
+    >>> mended("caf\udcc3\udca9")
+    'café'
+    """
+    try:
+        return line.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise UsageError("that line is not valid UTF-8; nothing was sent to the model") from None
 
 
 def remember_lines() -> None:
