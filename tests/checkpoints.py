@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tinyqwen.bench.models import tokenizer_json
-from tinyqwen.checkpoint import save_checkpoint
+from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.config import Config
-from tinyqwen.weights import random_weights
+from tinyqwen.weights import Node, random_weights, walk
 
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o")]
 
@@ -42,6 +42,24 @@ def write_tiny_checkpoint(
     generation["eos_token_id"] = [262, 260]
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return config
+
+
+def weights_in(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of that folder, by path."""
+    found = walk(open_checkpoint(folder).weights)
+    return {path: array for path, array in found if not isinstance(array, (Node, list))}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights_in(one), weights_in(other)
+    assert first.keys() == second.keys() and len(first) > 20
+    for path, array in first.items():
+        np.testing.assert_array_equal(array, second[path], err_msg=path)
+
+
+def log_of(folder: Path) -> list[dict]:
+    """What training wrote down, step by step."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def stories_tensors(data: Path) -> tuple[Config, dict[str, np.ndarray]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from backends import Backend, Wrapper
+from backends.quantised import quantise
 from tinyqwen.config import FULL, SLIDING, Config, DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -57,9 +59,26 @@ CONFIGS = {
 def small_weights(config: Config, backend: Backend | None = None, seed: int = 0):
     """Random weights, large enough that attention, gates and routers choose instead of averaging."""
     tensors = random_weights(config, seed, scale=0.3)
-    if backend is not None:
-        tensors = {name: backend.xp.asarray(tensor) for name, tensor in tensors.items()}
-    return tree(tensors)
+    return tree(tensors) if backend is None else on(backend, tensors)
+
+
+def on(backend: Backend, tensors: dict[str, np.ndarray]):
+    """The tree of these tensors, where that backend keeps its arrays."""
+    return tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
+
+
+FORMATS = {
+    "f32": lambda matrix: matrix,
+    "bf16": lambda matrix: matrix.astype(ml_dtypes.bfloat16),
+    "int8": lambda matrix: quantise(matrix, 8),
+    "int4": lambda matrix: quantise(matrix, 4),
+}
+
+
+def in_format(config: Config, format: str, scale: float = 0.02):
+    """Random weights whose matrices are kept in that format."""
+    tensors = random_weights(config, scale=scale)
+    return tree({name: FORMATS[format](tensor) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()})
 
 
 def tokens(config: Config, length: int, seed: int = 0) -> list[int]:
@@ -80,6 +99,26 @@ def greedy(backend: Backend, config: Config, weights, prompt: list[int], count: 
         ids = [int(logits_V.argmax())]
         out += ids
     return out
+
+
+def decoded(backend: Backend, config: Config, weights, prompt: int, count: int, kv: str = "f32") -> np.ndarray:
+    """The logits of tokens that come one after another, behind a prompt of that length."""
+    cache = KVCache(backend, config, kv)
+    forward(backend, config, weights, make_step([(tokens(config, prompt), cache)]))
+    steps = (make_step([([token], cache)]) for token in range(count))
+    return np.stack([host(forward(backend, config, weights, step)) for step in steps])
+
+
+def assert_every_layer(backend: Backend, config: Config, weights, ids: list[int], expected: dict, tolerance: float):
+    """The stream behind the embedding and every layer (the last one normed) is as expected; so are the logits."""
+    watching = Recording(backend)
+    logits_NV = logits_of(watching, config, weights, ids)
+    embedding, layers, norms = (watching.outputs(name) for name in ("take_rows", "decoder_layer", "rms_norm"))
+    ours = [embedding[0], *layers[:-1], norms[-1]]
+    assert len(ours) == len(expected["hidden"]) == config.num_hidden_layers + 1
+    for hidden_TD, expected_TD in zip(ours, expected["hidden"]):
+        assert_close(hidden_TD, expected_TD, tolerance)
+    assert_close(logits_NV, expected["logits"], tolerance)
 
 
 # ---- arrays -------------------------------------------------------------------------------------------------------
@@ -133,6 +172,10 @@ class Recording(Wrapper):
         out = super().run(operation, arrays, settings, door)
         self.seen.append((operation.name, out))
         return out
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.seen]
 
     def outputs(self, name: str) -> list:
         return [host(out) for seen, out in self.seen if seen == name]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tests.goldens.make_goldens import FOLDER, NAMES, read_golden
-from tests.helpers import Recording, assert_close, greedy, logits_of
-from tinyqwen.weights import tree
+from tests.helpers import assert_every_layer, greedy, on
 
 # Two float32 programs that sum in their own order: measured 2e-6; a forgotten bias or a wrong pairing is 1e-2 and more.
 NOISE = 2e-5
@@ -13,27 +12,16 @@ NOISE = 2e-5
 every_golden = pytest.mark.parametrize("name", NAMES)
 
 
-def model(backend, tensors):
-    return tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
-
-
 @every_golden
 def test_every_layer_and_the_logits(backend, name):
     config, tensors, ids, expected = read_golden(name)
-    watching = Recording(backend)
-    logits_NV = logits_of(watching, config, model(backend, tensors), ids)
-    embedding, layers, norms = (watching.outputs(each) for each in ("take_rows", "decoder_layer", "rms_norm"))
-    ours = [embedding[0], *layers[:-1], norms[-1]]
-    assert len(ours) == len(expected["hidden"]) == config.num_hidden_layers + 1
-    for hidden_TD, expected_TD in zip(ours, expected["hidden"]):
-        assert_close(hidden_TD, expected_TD, NOISE)
-    assert_close(logits_NV, expected["logits"], NOISE)
+    assert_every_layer(backend, config, on(backend, tensors), ids, expected, NOISE)
 
 
 @every_golden
 def test_64_greedy_tokens_through_the_cache(backend, name):
     config, tensors, ids, expected = read_golden(name)
-    assert greedy(backend, config, model(backend, tensors), ids, 64) == expected["greedy"].tolist()
+    assert greedy(backend, config, on(backend, tensors), ids, 64) == expected["greedy"].tolist()
 
 
 @every_golden

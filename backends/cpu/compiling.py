@@ -1,9 +1,9 @@
 """How kernels are compiled: Numba, without what a kernel never needs, and once only: machine code is kept on disk.
 
-Where: TINYQWEN_CACHE, else XDG_CACHE_HOME/tinyqwen, else ~/.cache/tinyqwen; there kernels/KEY/NAME-HASH.nbc, one file
-for each kernel and set of argument types. KEY stands for everything that machine code depends on: every source file
-of the kernels, the versions of Numba, LLVM and Python, the processor and its features. Numba's own cache looks at the
-one file that a kernel stands in; here kernels are made of several, and an edit of `simd.py` would go unnoticed.
+Where: kernels/KEY/NAME-HASH.nbc in the folder of `cache_folder.py`, one file for each kernel and set of argument types.
+KEY stands for everything that machine code depends on: every source file of the kernels, the versions of Numba, LLVM
+and Python, the processor and its features. Numba's own cache looks at the one file that a kernel stands in; here
+kernels are made of several, and an edit of `simd.py` would go unnoticed.
 
 Writing a file may fail (a read-only home, a full disk): that costs one line of warning, and the next start compiles
 again. Several processes may do all this at once: a file appears whole or not at all, and its name says what is in it.
@@ -29,6 +29,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
+
+from backends.cache_folder import cache_folder
 
 # No fastmath: where the compiler may reorder sums or multiply by approximate reciprocals, it does so differently each
 # time that a function is compiled into another one, so that a row would depend on who computes it; 1 / sqrt(infinity)
@@ -80,8 +82,7 @@ def announced(to: Callable[[str], None]) -> Iterator[None]:
 
 def folder() -> Path:
     """Where the kernels of this version, on this processor, are kept."""
-    own, user = os.environ.get("TINYQWEN_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or Path(user) / "tinyqwen").expanduser() / "kernels" / key()
+    return cache_folder() / "kernels" / key()
 
 
 @functools.cache

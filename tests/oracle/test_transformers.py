@@ -8,7 +8,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.helpers import CONFIGS, Recording, assert_close, greedy, host, logits_of, tokens, window_config
+from tests.helpers import (
+    CONFIGS,
+    assert_close,
+    assert_every_layer,
+    greedy,
+    host,
+    logits_of,
+    on,
+    tokens,
+    window_config,
+)  # fmt: skip
 from tests.oracle.reference import (
     CASES,
     GAP,
@@ -49,21 +59,10 @@ def reference():
     return outputs
 
 
-def on(backend, tensors):
-    return tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
-
-
 @every_case
 def test_every_layer_is_equal(backend, reference, case):
     config, tensors, ids, theirs = reference(case)
-    watching = Recording(backend)
-    logits_NV = logits_of(watching, config, on(backend, tensors), ids)
-    embedding, layers, norms = (watching.outputs(name) for name in ("take_rows", "decoder_layer", "rms_norm"))
-    ours = [embedding[0], *layers[:-1], norms[-1]]
-    assert len(ours) == len(theirs["hidden"]) == config.num_hidden_layers + 1
-    for hidden_TD, expected_TD in zip(ours, theirs["hidden"]):
-        assert_close(hidden_TD, expected_TD, NOISE)
-    assert_close(logits_NV, theirs["logits"], NOISE)
+    assert_every_layer(backend, config, on(backend, tensors), ids, theirs, NOISE)
 
 
 @every_case

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import backends
 from backends import Backend
 from tests.checkpoints import stories_tensors
-from tests.helpers import dense_config, host, logits_of, normal, small_weights, tokens
+from tests.helpers import dense_config, host, logits_of, normal, on, small_weights, tokens
 from tinyqwen.kv_cache import KV_FORMATS, KVCache, Scaled, update_cache
 from tinyqwen.step import Span
 from tinyqwen.weights import random_weights, tree
@@ -138,7 +138,7 @@ def test_a_bf16_cache_loses_less_than_bf16_weights():
 def test_a_bf16_cache_keeps_the_published_story(backend, data):
     """All 256 tokens of it, with float32 weights. (int8 tells another one from token 119 on.)"""
     config, tensors = stories_tensors(data)
-    weights = tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
+    weights = on(backend, tensors)
     ids = json.loads((data / "stories260K" / "greedy256.json").read_text())["ids"]
     cache, said = KVCache(backend, config, "bf16"), ids[:1]
     while len(said) < len(ids):

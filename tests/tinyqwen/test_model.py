@@ -17,6 +17,7 @@ from tests.helpers import (
     host,
     logits_of,
     moe_config,
+    on,
     small_weights,
     tokens,
     window_config,
@@ -88,7 +89,7 @@ def test_a_broken_sequence_does_not_break_its_neighbours(backend, config):
     """A token whose embedding is NaN spoils its own sequence, and nothing else."""
     tensors = random_weights(config, scale=0.3)
     tensors["model.embed_tokens.weight"][40] = np.nan
-    weights = tree({name: backend.xp.asarray(tensor) for name, tensor in tensors.items()})
+    weights = on(backend, tensors)
     sound, broken = [1, 2, 3, 4], [5, 6, 40, 7]
     parts = [(broken, None), (sound, None), (broken, None)]
     with np.errstate(invalid="ignore"):

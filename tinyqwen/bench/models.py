@@ -19,9 +19,9 @@ import ml_dtypes  # noqa: F401  (teaches NumPy, and so safetensors, the word bfl
 import numpy as np
 from safetensors import safe_open
 
+from backends.cache_folder import cache_folder
 from tinyqwen.checkpoint import save_checkpoint
 from tinyqwen.checkpoint.folder import INDEX, find_weights, read_index
-from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.config import Config
 from tinyqwen.sizes import SIZES
 from tinyqwen.tokenizer import BYTE_OF

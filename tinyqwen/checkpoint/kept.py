@@ -1,8 +1,6 @@
 """Quantised weights kept between starts: made once, and mapped from then on.
 
-They are one safetensors file as `quantised_file.py` describes it, in the user's cache folder:
-
-    TINYQWEN_CACHE, else XDG_CACHE_HOME/tinyqwen, else ~/.cache/tinyqwen        weights/KEY.safetensors
+They are one safetensors file as `quantised_file.py` describes it, weights/KEY.safetensors in the user's cache folder.
 
 The key is a hash of what they were made of: format, layout, and path, size, time and some bytes of every source file. A
 file that does not hold exactly the tensors expected is made again; nothing is believed because of its name. A source
@@ -23,6 +21,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from backends.cache_folder import cache_folder
 from tinyqwen.checkpoint.loading import Progress, Tensor, Wanted
 from tinyqwen.checkpoint.quantised_file import Entries, entries_of, parts
 from tinyqwen.checkpoint.safetensors_file import Stored, read_header
@@ -33,13 +32,6 @@ from tinyqwen.files import size_in_words
 VERSION = 1  # of the layout and of the way in which numbers are chosen: older files are then made again
 SAMPLES, SAMPLE = 16, 4096  # per source file, bytes each
 SPARE = 1 << 30  # bytes of disk that are left to others
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this program; it need not exist."""
-    if own := os.environ.get("TINYQWEN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyqwen"
 
 
 class Kept:

@@ -12,35 +12,24 @@ once and kept in the cache folder; nothing is downloaded. Times are only worth r
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import backends
-from tinyqwen.bench.contestants.task import Task
-from tinyqwen.bench.figures import OURS, figures
-from tinyqwen.bench.limits import KV_BYTES, work
+from tinyqwen.bench.figures import OURS
+from tinyqwen.bench.limits import KV_BYTES
+from tinyqwen.bench.measured import measure
 from tinyqwen.bench.models import sized_model
 from tinyqwen.bench.report import HEADS, Sized, facts, figure_rows, markdown, rows
-from tinyqwen.bench.rounds import DISTURBED, Question, Results
-from tinyqwen.bench.rounds import run as run_rounds
-from tinyqwen.bench.starts import start_seconds
-from tinyqwen.bench.team import MODULES, Entry, Lost, formats, groups, missing
+from tinyqwen.bench.rounds import DISTURBED, Question
+from tinyqwen.bench.team import MODULES
 from tinyqwen.checkpoint.hub import folder_here
-from tinyqwen.checkpoint.kept import cache_folder
-from tinyqwen.config import Config
-from tinyqwen.config_json import read_config
+from tinyqwen.cli.bench_common import check_outputs, numbers, progress, save, words
 from tinyqwen.errors import TinyqwenError, UsageError
-from tinyqwen.files import clear_errors, write_whole
-from tinyqwen.formats import FORMATS, weight_bytes
-from tinyqwen.memory import available_bytes
+from tinyqwen.formats import FORMATS
 from tinyqwen.sizes import size_named
-
-BESIDE = 1e9  # bytes that a contestant takes besides its weights: caches, work memory, its libraries
-SHARE = 0.8  # of the memory that is free
+from tinyqwen.trace.export import write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,17 +64,20 @@ def run(arguments: argparse.Namespace) -> int:
     names, dtypes, questions = check_flags(arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = arguments.threads or cores
-    models = []
+    check_outputs(arguments)
     with progress(arguments.quiet) as report:
-        for name, folder in folders(arguments, report):
-            model = measure(arguments, name, folder, names, dtypes, questions, threads, report)
-            models.append(model)
+        models = [
+            measure(
+                name, folder, names, dtypes, questions, backend=arguments.backend, kv=arguments.kv,
+                rounds=arguments.rounds, threads=threads, starts=not arguments.no_start, report=report,
+            )
+            for name, folder in folders(arguments, report)
+        ]  # fmt: skip
     found = facts(models, threads)
+    day = found["date"][:10]
+    save(arguments, found, day)
     if arguments.results:
-        save(Path(arguments.results), models, found)
-    if arguments.json:
-        text = json.dumps(found, indent=1)
-        print(text) if arguments.json == "-" else write(Path(arguments.json), text + "\n")
+        write(markdown(models, found), str(Path(arguments.results) / f"{day}.md"))
     if arguments.json != "-":
         show(models, found)
     if not any(model.results.rounds for model in models):
@@ -124,29 +116,6 @@ def check_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str], li
     return names, dtypes, questions
 
 
-def words(text: str) -> list[str]:
-    """
-    >>> words("int8, int4,int8")
-    ['int8', 'int4']
-    """
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def numbers(flag: str, text: str, least: int) -> list[int]:
-    """The numbers of a flag.
-
-    >>> numbers("--decode", "0,2048", 0), numbers("--decode", "", 0)
-    ([0, 2048], [])
-    """
-    try:
-        found = [int(word) for word in words(text)]
-    except ValueError:
-        raise UsageError(f"{flag} takes whole numbers with commas between, not {text!r}") from None
-    if any(not least <= number <= 2**20 for number in found):
-        raise UsageError(f"{flag} takes numbers from {least} to {2**20}, not {text!r}")
-    return found
-
-
 def folders(arguments: argparse.Namespace, report):
     """The models, by name; those of random weights are made when their turn comes."""
     if arguments.model:
@@ -160,85 +129,6 @@ def folders(arguments: argparse.Namespace, report):
 
 def made(size: str, report) -> Path:
     return sized_model(size, lambda done, total: report(f"{size}: random weights, layer {done} of {total}"))
-
-
-# ---- measuring ----
-
-
-def measure(arguments, name: str, folder: Path, names, dtypes, questions, threads: int, report) -> Sized:
-    """Everything about one model: in as few groups as memory allows, each of them measured together."""
-    config = read_config(folder / "config.json")
-    questions = [question for question in questions if fits(config, question)]
-    results = Results()
-    everyone = entries(names, dtypes, results)
-    options = {"backend": arguments.backend, "kv": arguments.kv}
-    exports = cache_folder() / "exports" / f"{name}-{key_of(folder)}"
-    tasks = {entry: Task(folder, exports, entry.dtype, threads, options if entry.name == OURS else {})
-             for entry in everyone}  # fmt: skip
-    starts = {} if arguments.no_start else time_starts(name, tasks, results, report)
-    for group in groups(needed(config, everyone), SHARE * (available_bytes() or 8e9)):
-        together = {entry: task for entry, task in tasks.items() if entry.dtype in group}
-        results.add(run_rounds(together, questions, arguments.rounds, threads,
-                               lambda text: report(f"{name}: {text}")))  # fmt: skip
-    works = {
-        (dtype, question): work(
-            config, dtype, arguments.kv, 1 if question.kind == "decode" else question.tokens, question.depth,
-            question.sequences,
-        )
-        for dtype in {entry.dtype for entry in everyone}
-        for question in questions
-    }  # fmt: skip
-    kv_bytes = {dtype: 512.0 * KV_BYTES[arguments.kv] * config.kv_values_per_token for dtype in dtypes}
-    return Sized(name, results, works, figures(results, works, kv_bytes), starts)
-
-
-def fits(config: Config, question: Question) -> bool:
-    """Whether the model can look that far back."""
-    return question.depth + question.tokens <= config.context
-
-
-def key_of(folder: Path) -> str:
-    """What exports of this folder are filed under: they must not serve another model of the same name."""
-    stat = (folder / "config.json").stat()
-    return hashlib.sha256(repr((str(folder.resolve()), stat.st_mtime_ns, stat.st_size)).encode()).hexdigest()[:16]
-
-
-def entries(names: list[str], dtypes: list[str], results: Results) -> list[Entry]:
-    """Who takes part, format by format; a missing peer is noted. transformers also shows the float32 that it has."""
-    found = []
-    for name in names:
-        if why := missing(name):
-            results.lost[Entry(name, "")] = why
-            continue
-        wanted = dtypes if name != "transformers" else [*dtypes, *(["f32"] if "f32" not in dtypes else [])]
-        found += [Entry(name, dtype) for dtype in wanted if dtype in formats(name)]
-    order = [*dtypes, "f32"]
-    return sorted(found, key=lambda entry: order.index(entry.dtype))
-
-
-def needed(config: Config, everyone: list[Entry]) -> dict[str, float]:
-    """Bytes of memory for all contestants of a format."""
-    found: dict[str, float] = {}
-    for entry in everyone:
-        found[entry.dtype] = found.get(entry.dtype, 0.0) + weight_bytes(config, entry.dtype) + BESIDE
-    return found
-
-
-def time_starts(name: str, tasks: dict[Entry, Task], results: Results, report) -> dict[tuple[str, str], float]:
-    """Seconds from the command to the first token, of ours in every format; the first ever in the first."""
-    found: dict[tuple[str, str], float] = {}
-    ours = [entry for entry in tasks if entry.name == OURS]
-    for entry in ours:
-        try:
-            if entry == ours[0] and tasks[entry].options["backend"] == "cpu":
-                report(f"{name}: first start ever, {entry}")
-                found[entry.dtype, "first ever"] = start_seconds(tasks[entry], first_ever=True)
-            report(f"{name}: start, {entry}")
-            start_seconds(tasks[entry])  # makes what is missing
-            found[entry.dtype, "warm"] = min(start_seconds(tasks[entry]) for _ in range(3))
-        except Lost as error:
-            results.lost[entry._replace(name=f"{entry.name} start")] = str(error)
-    return found
 
 
 # ---- showing ----
@@ -271,29 +161,3 @@ def show(models: list[Sized], found: dict[str, Any]) -> None:
         console.print(
             f"other programs took {found['machine']['others']:.0%} of the processors: do not trust these times"
         )
-
-
-def save(folder: Path, models: list[Sized], found: dict[str, Any]) -> None:
-    """The report as DATE.md and DATE.json."""
-    stem = found["date"][:10]
-    write(folder / f"{stem}.json", json.dumps(found, indent=1) + "\n")
-    write(folder / f"{stem}.md", markdown(models, found))
-
-
-def write(path: Path, text: str) -> None:
-    with clear_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
-
-
-@contextmanager
-def progress(quiet: bool):
-    """Gives a function (text) that shows what is going on, on standard error: a line that changes, if it can."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    if quiet or not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("starting") as status:
-        yield status.update

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-from pathlib import Path
 
 import backends
 from tinyqwen.bench import gpu
-from tinyqwen.cli.bench import numbers, progress, words, write
+from tinyqwen.cli.bench_common import check_outputs, numbers, progress, save, words
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS
 from tinyqwen.sizes import SIZES
@@ -29,6 +27,7 @@ def run_on_gpu(arguments: argparse.Namespace) -> int:
         backend = backends.get("cuda")
     except ValueError as error:
         raise UsageError(str(error)) from None
+    check_outputs(arguments)
     with progress(arguments.quiet) as report:
         report("what this GPU can do at best")
         limits, rows = gpu.ceilings(backend), []
@@ -38,11 +37,7 @@ def run_on_gpu(arguments: argparse.Namespace) -> int:
                                     arguments.tokens, report)  # fmt: skip
     now = datetime.datetime.now(datetime.UTC).isoformat()
     found = {"date": now, "limits": limits._asdict(), "rows": rows}
-    text = json.dumps(found, indent=1)
-    if arguments.results:
-        write(Path(arguments.results) / f"gpu-{now[:10]}.json", text + "\n")
-    if arguments.json:
-        print(text) if arguments.json == "-" else write(Path(arguments.json), text + "\n")
+    save(arguments, found, f"gpu-{now[:10]}")
     if arguments.json != "-":
         show_gpu(limits, rows)
     return 0

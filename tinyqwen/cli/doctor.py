@@ -19,8 +19,8 @@ from typing import Any
 
 import backends
 from backends import nvidia
+from backends.cache_folder import cache_folder
 from tinyqwen import __version__
-from tinyqwen.checkpoint.kept import cache_folder
 from tinyqwen.memory import available_bytes
 
 PACKAGES = "numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 rich numba".split()

@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import backends
 from backends.cpu.features import detected
-from backends.interface import Wrapper
-from backends.quantised import quantise
-from tests.helpers import moe_config
+from tests.helpers import FORMATS, Recording, decoded, in_format, moe_config
 from tinyqwen.blocks.decoder_layer import decoder_layer
 from tinyqwen.config import Config, DualChunk
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
-from tinyqwen.weights import random_weights, tree
+from tinyqwen.weights import random_weights
 
 CONFIG = Config(
     hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=14, num_key_value_heads=2,
     head_dim=32, vocab_size=90,
 )  # fmt: skip
-FORMATS = {
-    "f32": lambda matrix: matrix,
-    "bf16": lambda matrix: matrix.astype(ml_dtypes.bfloat16),
-    "int8": lambda matrix: quantise(matrix, 8),
-    "int4": lambda matrix: quantise(matrix, 4),
-}
-
-
-class Counting(Wrapper):
-    """Counts what passes the door."""
-
-    def __init__(self, inner):
-        super().__init__(inner)
-        self.seen = []
-
-    def run(self, operation, arrays, settings, door=None):
-        self.seen.append(operation.name)
-        return super().run(operation, arrays, settings, door)
-
-
-def decode(backend, config, weights, kv="f32", prompt=3, tokens=5):
-    """The logits of some tokens, one after another."""
-    cache = KVCache(backend, config, kv)
-    forward(backend, config, weights, make_step([([1] * prompt, cache)]))
-    return np.stack([forward(backend, config, weights, make_step([([token], cache)])) for token in range(tokens)])
-
-
-def in_format(config, format, seed=0):
-    weights = random_weights(config, seed)
-    return tree({name: FORMATS[format](array) if array.ndim == 2 else array for name, array in weights.items()})
 
 
 # Each format of weights and of caches once here, and two as on any processor: so large a kernel takes 10 s to compile.
@@ -66,10 +33,10 @@ def test_the_same_bits_as_step_by_step(features, format, kv, prompt):
     weights = in_format(CONFIG, format)
     for threads in (1, 2):
         backend = backends.get("cpu", features=features, threads=threads)
-        watched = Counting(backend)
-        alone = decode(backend, CONFIG, weights, kv, prompt=prompt)
-        np.testing.assert_array_equal(alone, decode(watched, CONFIG, weights, kv, prompt=prompt), strict=True)
-        assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.seen)
+        watched = Recording(backend)
+        alone = decoded(backend, CONFIG, weights, prompt, 5, kv)
+        np.testing.assert_array_equal(alone, decoded(watched, CONFIG, weights, prompt, 5, kv), strict=True)
+        assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.names)
 
 
 def test_a_text_that_outgrows_its_chunk():
@@ -77,9 +44,9 @@ def test_a_text_that_outgrows_its_chunk():
     config = dataclasses.replace(CONFIG, dual_chunk_attention_config=DualChunk(6, 1))
     backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
     assert body_runs(config, weights) == [True, True]
-    alone = decode(backend, config, weights)
-    np.testing.assert_array_equal(alone, decode(Counting(backend), config, weights))
-    assert (alone[-1] != decode(backend, CONFIG, weights)[-1]).any()
+    alone = decoded(backend, config, weights, 3, 5)
+    np.testing.assert_array_equal(alone, decoded(Recording(backend), config, weights, 3, 5))
+    assert (alone[-1] != decoded(backend, CONFIG, weights, 3, 5)[-1]).any()
 
 
 def body_runs(config, weights, backend=None, kv="f32"):
@@ -113,10 +80,8 @@ def test_what_it_cannot_do_is_left_to_the_definition():
     turned = in_format(CONFIG, "f32")
     turned.layers[0].self_attn.q_proj.weight = np.asfortranarray(turned.layers[0].self_attn.q_proj.weight)
     assert body_runs(CONFIG, turned) == [False, True]
-    np.testing.assert_allclose(
-        decode(backends.get("cpu"), CONFIG, turned), decode(backends.get("cpu"), CONFIG, in_format(CONFIG, "f32")),
-        rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+    both = (decoded(backends.get("cpu"), CONFIG, weights, 3, 5) for weights in (turned, in_format(CONFIG, "f32")))
+    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
     odd = dataclasses.replace(CONFIG, intermediate_size=100)
     assert body_runs(odd, in_format(odd, "bf16")) == [True, True]
     assert body_runs(odd, in_format(odd, "int8")) == [False, False]
@@ -130,8 +95,8 @@ def test_nothing_is_spoilt():
     """x and the weights are read only; a NaN is not lost."""
     backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
     before = {name: array.copy() for name, array in random_weights(CONFIG, 0).items()}
-    decode(backend, CONFIG, weights)
+    decoded(backend, CONFIG, weights, 3, 5)
     np.testing.assert_array_equal(weights.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])
     weights.layers[0].input_layernorm.weight[3] = np.nan
-    assert np.isnan(decode(backend, CONFIG, weights)).any()
+    assert np.isnan(decoded(backend, CONFIG, weights, 3, 5)).any()
     assert decoder_layer.cost_of is None  # or a trace would not look inside

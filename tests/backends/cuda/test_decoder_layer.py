@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import backends
-from backends.interface import Wrapper
-from backends.quantised import quantise
-from tests.helpers import assert_close
+from tests.helpers import Recording, assert_close, decoded, in_format
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -22,54 +19,25 @@ CONFIG = Config(
     hidden_size=48, intermediate_size=70, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
     head_dim=32, vocab_size=50,
 )  # fmt: skip
-FORMATS = {
-    "f32": lambda matrix: matrix,
-    "bf16": lambda matrix: matrix.astype(ml_dtypes.bfloat16),
-    "int8": lambda matrix: quantise(matrix, 8),
-    "int4": lambda matrix: quantise(matrix, 4),
-}
 NUMPY = backends.get("numpy")
-
-
-def in_format(format):
-    weights = random_weights(CONFIG, 0, scale=0.2)
-    return tree({name: FORMATS[format](array) if array.ndim == 2 else array for name, array in weights.items()})
-
-
-class Launches(Wrapper):
-    """Counts what passes the door; a wrapper, so the steps are shown to it."""
-
-    def __init__(self, inner):
-        super().__init__(inner)
-        self.seen = []
-
-    def run(self, operation, arrays, settings, door=None):
-        self.seen.append(operation.name)
-        return super().run(operation, arrays, settings, door)
-
-
-def decode(backend, weights, kv, prompt):
-    cache = KVCache(backend, CONFIG, kv)
-    forward(backend, CONFIG, weights, make_step([(list(range(prompt)), cache)]))
-    return np.stack([forward(backend, CONFIG, weights, make_step([([token], cache)])) for token in range(3)])
 
 
 @pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
 def test_equals_the_steps(gpu, format, kv, monkeypatch):
-    weights, launched, launch = in_format(format), [], gpu.launch
+    weights, launched, launch = in_format(CONFIG, format, scale=0.2), [], gpu.launch
     monkeypatch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
-    alone = decode(gpu, weights, kv, prompt=4)
+    alone = decoded(gpu, CONFIG, weights, 4, 3, kv)
     assert launched.count("norm_qkv_kernel") == 3 * 2 and launched.count("norm_gate_up_kernel") == 3 * 2
     # Keys rounded to 8 bits fall on another step where they lie between two; then a logit moves by far more than noise.
-    assert_close(alone, decode(NUMPY, weights, kv, prompt=4), 2e-3 if kv == "int8" else 2e-5)
-    watched = Launches(gpu)
-    assert_close(decode(watched, weights, kv, prompt=4), alone, 2e-3 if kv == "int8" else 2e-5)
-    assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.seen)
+    assert_close(alone, decoded(NUMPY, CONFIG, weights, 4, 3, kv), 2e-3 if kv == "int8" else 2e-5)
+    watched = Recording(gpu)
+    assert_close(decoded(watched, CONFIG, weights, 4, 3, kv), alone, 2e-3 if kv == "int8" else 2e-5)
+    assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.names)
 
 
 def test_a_recorded_step_finds_its_place_on_the_device(gpu):
     """Neither id nor position nor length is known on the host: the same launches serve every token."""
-    weights, prompt = in_format("bf16"), [3, 1, 4]
+    weights, prompt = in_format(CONFIG, "bf16", scale=0.2), [3, 1, 4]
     caches = [KVCache(gpu, CONFIG, "bf16") for _ in range(2)]
     for cache in caches:
         forward(gpu, CONFIG, weights, make_step([(prompt, cache)]))
@@ -86,8 +54,8 @@ def test_a_recorded_step_finds_its_place_on_the_device(gpu):
 def test_orders_of_threads_do_not_change_a_bit():
     from tests.cuda_host.on_numpy import OnNumPy
 
-    weights = in_format("int4")
-    one, *others = [decode(OnNumPy(order), weights, "bf16", prompt=3) for order in ("ascending", "descending", 7)]
+    weights = in_format(CONFIG, "int4", scale=0.2)
+    one, *others = [decoded(OnNumPy(order), CONFIG, weights, 3, 3, "bf16") for order in ("ascending", "descending", 7)]
     for other in others:
         np.testing.assert_array_equal(one, other)
 

@@ -2,25 +2,17 @@
 
 from types import SimpleNamespace
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import backends
-from backends.quantised import quantise
-from tests.helpers import assert_close, normal
+from tests.helpers import FORMATS, assert_close, normal
 from tinyqwen.blocks.moe import experts, route
 
 NUMPY = backends.get("numpy")
 SEED = st.integers(0, 2**32 - 1)
-FORMATS = {
-    "f32": lambda matrix: matrix,
-    "bf16": lambda matrix: matrix.astype(ml_dtypes.bfloat16),
-    "int8": lambda matrix: quantise(matrix, 8),
-    "int4": lambda matrix: quantise(matrix, 4),
-}
 
 
 def some_experts(seed, E, D, M, format):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyqwen.checkpoint import save_checkpoint
+from tinyqwen.checkpoint import save, save_checkpoint
 from tinyqwen.config import Config
+from tinyqwen.errors import DiskFullError
 from tinyqwen.weights import random_weights
 
 TIED = Config(
@@ -77,3 +81,23 @@ def cache(tmp_path_factory, monkeypatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TINYQWEN_CACHE", str(folder))
     return folder / "weights"
+
+
+@pytest.fixture(params=[OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=["full", "stopped"])
+def stops_writing(request, monkeypatch):
+    """stops_writing(after): a block in which the disk is full, or somebody interrupts, after so many tensors."""
+
+    @contextlib.contextmanager
+    def block(after: int):
+        real, calls = save.write_tensor, itertools.count()
+
+        def write(*arguments):
+            if next(calls) >= after:
+                raise request.param
+            real(*arguments)
+
+        monkeypatch.setattr(save, "write_tensor", write)
+        with pytest.raises(DiskFullError if isinstance(request.param, OSError) else KeyboardInterrupt):
+            yield
+
+    return block

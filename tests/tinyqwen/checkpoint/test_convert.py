@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 
@@ -18,7 +17,7 @@ from tinyqwen.checkpoint.convert import EXPECTED, convert
 from tinyqwen.cli.main import main
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
-from tinyqwen.errors import DiskFullError, ModelFilesError, UsageError
+from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.formats import FORMATS, QUANTISED, weight_bytes
 from tinyqwen.weights import Node, random_weights, walk
 
@@ -139,23 +138,14 @@ def test_the_source_itself_and_quantised_sources_are_refused(source, tmp_path):
             open_checkpoint(tmp_path / "out", dtype=format)
 
 
-@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("after", [0, 7])
-def test_a_full_disk_or_an_interrupt_leaves_nothing_new(source, tmp_path, monkeypatch, stop, force, after):
-    out, calls, real = tmp_path / "out", [], save.write_tensor
+def test_a_full_disk_or_an_interrupt_leaves_nothing_new(source, tmp_path, stops_writing, force, after):
+    out = tmp_path / "out"
     if force:
         convert(source, out, "int4")
     before = {path.name: path.read_bytes() for path in out.iterdir()} if force else None
-
-    def write(*arguments):
-        calls.append(1)
-        if len(calls) > after:
-            raise stop
-        real(*arguments)
-
-    monkeypatch.setattr(save, "write_tensor", write)
-    with pytest.raises(DiskFullError if isinstance(stop, OSError) else KeyboardInterrupt):
+    with stops_writing(after):
         convert(source, out, "int8", force=force)
     assert ({path.name: path.read_bytes() for path in out.iterdir()} if out.exists() else None) == before
 

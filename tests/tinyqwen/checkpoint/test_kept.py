@@ -164,16 +164,6 @@ def test_a_cache_folder_that_cannot_be_made_only_warns(folder, tmp_path, monkeyp
         assert matrices(open_checkpoint(folder, dtype="int8"))
 
 
-def test_where_it_is(monkeypatch, tmp_path):
-    assert kept.cache_folder() == tmp_path.__class__(os.environ["TINYQWEN_CACHE"])
-    monkeypatch.delenv("TINYQWEN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kept.cache_folder() == tmp_path / "tinyqwen"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert kept.cache_folder() == tmp_path / ".cache" / "tinyqwen"
-
-
 def test_a_kept_model_runs_as_one_that_was_just_made(folder, cache):
     import backends
     from tests.helpers import logits_of, tokens

@@ -13,11 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.checkpoints import write_tiny_checkpoint
-from tinyqwen.checkpoint import open_checkpoint
+from tests.checkpoints import assert_same_weights, log_of, write_tiny_checkpoint
 from tinyqwen.cli.main import main
 from tinyqwen.runtime import load
-from tinyqwen.weights import Node, walk
 
 SMALL = "--steps 30 --tokens 64 --length 16 --save-every 5 --warmup 3 --lr 0.01 --backend numpy".split()
 
@@ -34,21 +32,6 @@ def model(tmp_path):
 def arguments(model, out, *more):
     data = str(model.parent / "text.txt")
     return ["train", "pretrain", "--model", str(model), "--data", data, str(out), *SMALL, *more]
-
-
-def weights(folder):
-    return {path: array for path, array in walk(open_checkpoint(folder).weights) if not isinstance(array, (Node, list))}
-
-
-def assert_same(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys() and len(first) > 20
-    for path, array in first.items():
-        np.testing.assert_array_equal(array, second[path], err_msg=path)
-
-
-def log_of(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def without_seconds(lines):
@@ -86,7 +69,7 @@ def test_killed_ten_times_it_ends_with_the_weights_of_a_run_that_was_not(model, 
         moments.append(len((out / "log.jsonl").read_text().splitlines()) if (out / "log.jsonl").exists() else 0)
     assert len(set(moments)) > 3, f"most kills come in the middle of learning, not after steps {moments}"
     assert main(arguments(model, out, *long)) == 0
-    assert_same(tmp_path / "whole/step-000300", out / "step-000300")
+    assert_same_weights(tmp_path / "whole/step-000300", out / "step-000300")
     assert without_seconds(log_of(out)) == without_seconds(log_of(tmp_path / "whole"))
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "step-000295", "step-000300"]
 

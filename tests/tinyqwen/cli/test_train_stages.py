@@ -7,11 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.checkpoints import write_tiny_checkpoint
-from tinyqwen.checkpoint import open_checkpoint
+from tests.checkpoints import assert_same_weights, log_of, weights_in, write_tiny_checkpoint
 from tinyqwen.cli.main import main
 from tinyqwen.runtime import load
-from tinyqwen.weights import Node, walk
 
 SMALL = "--steps 12 --save-every 6 --warmup 2 --lr 0.01 --batch 4 --backend numpy".split()
 CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
@@ -33,21 +31,6 @@ def write(path, lines):
 
 def arguments(stage, model, out, *more, data="chats.jsonl"):
     return ["train", stage, "--model", str(model), "--data", str(model.parent / data), str(out), *SMALL, *more]
-
-
-def weights(folder):
-    return {path: array for path, array in walk(open_checkpoint(folder).weights) if not isinstance(array, (Node, list))}
-
-
-def assert_same(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys() and len(first) > 20
-    for path, array in first.items():
-        np.testing.assert_array_equal(array, second[path], err_msg=path)
-
-
-def log_of(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------------------------
@@ -78,7 +61,7 @@ def test_a_run_that_is_continued_is_the_run_that_was_not_interrupted(model, tmp_
     assert main(arguments("sft", model, tmp_path / "cut", *more)) == 130
     monkeypatch.undo()
     assert main(arguments("sft", model, tmp_path / "cut", *more)) == 0
-    assert_same(tmp_path / "whole/step-000012", tmp_path / "cut/step-000012")
+    assert_same_weights(tmp_path / "whole/step-000012", tmp_path / "cut/step-000012")
 
 
 def interrupt_after(steps, monkeypatch):
@@ -99,7 +82,7 @@ def test_the_optimisers_differ(model, tmp_path):
     for optimiser in ("adamw", "ondare", "onties", "muon"):
         out = tmp_path / optimiser
         assert main(arguments("sft", model, out, "--optimiser", optimiser, "--pretrained", str(model), "--quiet")) == 0
-        ends.append(weights(out / "step-000012")["layers.0.mlp.up_proj.weight"].tobytes())
+        ends.append(weights_in(out / "step-000012")["layers.0.mlp.up_proj.weight"].tobytes())
     assert len(set(ends)) == 4
 
 
@@ -201,7 +184,7 @@ def test_every_stage_is_continued_exactly(more, tmp_path, stage, monkeypatch):
     assert main(cut) == 130
     monkeypatch.undo()
     assert main(cut) == 0
-    assert_same(tmp_path / "whole/step-000012", tmp_path / "cut/step-000012")
+    assert_same_weights(tmp_path / "whole/step-000012", tmp_path / "cut/step-000012")
     first, second = (log_of(tmp_path / name) for name in ("whole", "cut"))
     assert [{**line, "seconds": 0} for line in first] == [{**line, "seconds": 0} for line in second]
 

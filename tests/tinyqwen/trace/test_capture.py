@@ -5,41 +5,17 @@ import pytest
 
 import backends
 from backends import Backend
-from tests.helpers import CONFIGS, Recording, dense_config, logits_of, moe_config, small_weights, tokens
+from tests.helpers import CONFIGS, Recording, dense_config, logits_of, moe_config, small_weights
+from tests.tinyqwen.trace.watching import MANY, captured, start
 from tinyqwen.blocks.attention import attention, softmax
 from tinyqwen.errors import UsageError
-from tinyqwen.generate import Running, generate
-from tinyqwen.kv_cache import KVCache
-from tinyqwen.sampling import Sampling
+from tinyqwen.generate import generate
 from tinyqwen.trace.attention_maps import AttentionMap, attention_maps, attention_weights, joined
 from tinyqwen.trace.capture import capture
 from tinyqwen.trace.lens import distribution, layer_outputs, lens
 from tinyqwen.trace.routing import Routing, routers, routing
 
 BACKEND = backends.get("numpy")
-
-
-def everything(path, operation):
-    return operation in ("softmax", "softmax_part", "route", "decoder_layer") or routers(path, operation)
-
-
-def start(config, prompts=((7, 0),), decode=4, backend=BACKEND):
-    """Running sequences; each prompt is (length, seed)."""
-    return [
-        Running(
-            tokens(config, length, seed), KVCache(backend, config), Sampling(do_sample=True), 10**6, seed=seed,
-            max_new_tokens=decode + 1,
-        )
-        for length, seed in prompts
-    ]  # fmt: skip
-
-
-MANY = ((11, 0), (3, 1), (6, 2))
-
-
-def captured(config, keep=everything, prompts=MANY, **settings):
-    sequences = start(config, prompts)
-    return sequences, capture(BACKEND, config, small_weights(config), sequences, keep, **settings)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

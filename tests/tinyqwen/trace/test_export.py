@@ -17,9 +17,8 @@ from rich.console import Console
 import backends
 from tests.checkpoints import write_tiny_checkpoint
 from tests.helpers import CONFIGS
-from tests.tinyqwen.trace.test_capture import captured
-from tests.tinyqwen.trace.test_trace import MACHINE, start, traced
-from tests.tinyqwen.trace.test_views import spell
+from tests.tinyqwen.trace.test_trace import start, traced
+from tests.tinyqwen.trace.watching import MACHINE, captured, spell
 from tinyqwen.cli.main import main
 from tinyqwen.plan import shape_weights
 from tinyqwen.sizes import SIZES

@@ -7,7 +7,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tests.checkpoints import write_tiny_checkpoint
-from tinyqwen.cli.main import main
 from tinyqwen.runtime import load
 from tinyqwen.trace.live import frame, shares, sparkline, watch
 from tinyqwen.trace.record import Recorder
@@ -57,24 +56,3 @@ def test_before_the_first_step_there_is_a_frame_too(runtime):
     console.print(frame("", Recorder(runtime.backend, runtime.checkpoint.weights, running), 80))
     assert "0 of 512 tokens" in console.file.getvalue()
     assert sparkline([]) == ""
-
-
-def test_the_command_watches_live_and_then_shows_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    write_tiny_checkpoint(tmp_path, endless=True)
-    assert main(["trace", "-m", str(tmp_path), "--live", "--decode", "3", "--device", "h200", "-q", "hello"]) == 0
-    out = capsys.readouterr().out
-    assert "of 512 tokens" in out and "total decode" in out and "h200 at best: 4800 GB/s" in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--live", "--backend", "meta", "--size", "7B"], "--live"),
-        (["--device", "abacus", "--size", "7B"], "RTX 4090"),
-    ],
-)
-def test_wrong_usage_is_one_clear_line(capsys, arguments, words):
-    assert main(["trace", *arguments]) == 2
-    err = capsys.readouterr().err
-    assert words in err and len(err.splitlines()) == 1

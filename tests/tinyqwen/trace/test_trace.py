@@ -1,26 +1,22 @@
 """The trace: steps apart, sums that equal closed forms, and a table that reads well at any width."""
 
 import io
-import json
 
 import pytest
 from rich.console import Console
 
 import backends
 from backends import shape_only
-from tests.checkpoints import write_tiny_checkpoint
 from tests.helpers import CONFIGS, small_weights
-from tinyqwen.cli.main import main
+from tests.tinyqwen.trace.watching import MACHINE
 from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.sampling import Sampling
 from tinyqwen.sizes import SIZES
-from tinyqwen.trace.machine import Machine, measure, seconds_per_span
+from tinyqwen.trace.machine import measure, seconds_per_span
 from tinyqwen.trace.record import closed, record, rows, split_layers
 from tinyqwen.trace.table import LETTERS, fold, print_trace, si
 from tinyqwen.weights import fill, tree
-
-MACHINE = Machine("toy", 10e9, 100e9)
 
 
 def start(backend, config, prompt=11, decode=4, **settings):
@@ -147,47 +143,3 @@ def test_this_machine_is_measured_and_watching_is_cheap():
     machine = measure(megabytes=16, size=128, rounds=1)
     assert 1e8 < machine.bytes_per_second < 1e13 and 1e8 < machine.flops_per_second < 1e15
     assert 0 <= seconds_per_span(50) < 1e-3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_checkpoint(folder, endless=True)
-    return folder
-
-
-def test_the_command_traces_a_model(folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "100")
-    target = tmp_path / "spans.jsonl"
-    assert main(["trace", "-m", str(folder), "--decode", "2", "--layer", "1", "--jsonl", str(target), "hello"]) == 0
-    out = capsys.readouterr().out
-    assert "layers.1 and 0" in out and "this machine" in out.lower()
-    spans = [json.loads(line) for line in target.read_text().splitlines()]
-    assert {span["phase"] for span in spans} == {"prefill", "decode"}
-    assert {"path", "shape", "dtype", "time_s", "flops", "read", "floor_s", "bound"} <= set(spans[0])
-    assert sum(span["path"] == "lm_head" for span in spans) == 3
-
-
-def test_the_command_plans_the_largest_models_on_shapes_alone(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    for size in ("72B", "57B-A14B"):
-        assert main(["trace", "--backend", "meta", "--size", size, "-q"]) == 0
-        out = capsys.readouterr().out
-        assert "at best" in out and "floor" in out and "…" not in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["trace", "-m", "{folder}"], "no prompt"),
-        (["trace", "-m", "{folder}", "--layer", "x", "hi"], "--layer"),
-        (["trace", "-m", "{folder}", "--layer", "7", "hi"], "layers 0 to 1"),
-        (["trace", "-m", "{folder}", "--decode", "0", "hi"], "--decode"),
-        (["trace", "--backend", "meta", "--size", "6B"], "2.5-7B"),
-        (["trace", "--base", "hi"], "--base and --revision need to know of which model"),
-    ],
-)
-def test_wrong_usage_is_one_clear_line(folder, capsys, arguments, words):
-    code = main([word.replace("{folder}", str(folder)) for word in arguments])
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyqwen.bench.contestants.task import Task, some_ids, timed
+from tinyqwen.bench.contestants.task import Task, some_ids, timed, timed_steps
 from tinyqwen.bench.gguf_file import write_gguf
 
 FORMATS = ("bf16", "int8", "int4")
@@ -122,12 +122,5 @@ class Model:
                 self.feed(context, some_ids(self.vocabulary, sequences, depth), 0)
         for sequence in range(sequences):
             self.api.llama_memory_seq_rm(memory, sequence, depth, -1)
-        ids, seconds = some_ids(self.vocabulary, sequences, 1), []
-        for past in range(depth, depth + tokens):
-
-            def one(past=past):
-                nonlocal ids
-                ids = self.feed(context, ids, past)[:, None]
-
-            seconds.append(timed(one))
-        return seconds
+        first = some_ids(self.vocabulary, sequences, 1)
+        return timed_steps(lambda ids, past: self.feed(context, ids, past), first, range(depth, depth + tokens))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyqwen.bench.contestants.task import Task, some_ids, timed
+from tinyqwen.bench.contestants.task import Task, some_ids, timed, timed_steps
 from tinyqwen.bench.openvino_graph import write_graph
 
 FORMATS = ("f32", "bf16", "int8", "int4")
@@ -85,13 +85,6 @@ class Model:
             for begin in range(0, depth, 512):
                 self.feed(request, some_ids(self.vocabulary, sequences, depth)[:, begin : begin + 512], begin)
             held = depth
-        ids, seconds = some_ids(self.vocabulary, sequences, 1), []
-        for past in range(held, held + tokens):
-
-            def one(past=past):
-                nonlocal ids
-                ids = self.feed(request, ids, past)[:, None]
-
-            seconds.append(timed(one))
         entry[1] = held + tokens
-        return seconds
+        first = some_ids(self.vocabulary, sequences, 1)
+        return timed_steps(lambda ids, past: self.feed(request, ids, past), first, range(held, held + tokens))

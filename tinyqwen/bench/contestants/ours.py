@@ -8,7 +8,7 @@ import numpy as np
 
 from backends import nbytes
 from tinyqwen import __version__
-from tinyqwen.bench.contestants.task import Task, some_ids, timed
+from tinyqwen.bench.contestants.task import Task, some_ids, timed, timed_steps
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -76,12 +76,5 @@ class Model:
             self.caches[depth, sequences] = caches
         for cache in caches:
             cache.length = depth  # forget what an earlier round decoded
-        ids, seconds = some_ids(self.config.vocab_size, sequences, 1), []
-        for _ in range(tokens):
-
-            def one():
-                nonlocal ids
-                ids = self.feed(caches, ids)[:, None]
-
-            seconds.append(timed(one))
-        return seconds
+        first = some_ids(self.config.vocab_size, sequences, 1)
+        return timed_steps(lambda ids, _: self.feed(caches, ids), first, range(depth, depth + tokens))

@@ -1,4 +1,4 @@
-"""What every contestant is asked, and the two things that all of them do alike.
+"""What every contestant is asked, and what all of them do alike.
 
 A contestant is a module with
 
@@ -58,3 +58,17 @@ def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def timed_steps(feed: Callable[[np.ndarray, int], np.ndarray], ids: np.ndarray, pasts: range) -> list[float]:
+    """Seconds of each step: `feed(ids, past)` gives the next id of every sequence, of which `past` tokens are known.
+
+    >>> len(timed_steps(lambda ids, past: ids[:, 0] + 1, np.zeros((2, 1), int), range(5, 8)))
+    3
+    """
+    seconds = []
+    for past in pasts:
+        start = time.perf_counter()
+        ids = feed(ids, past)[:, None]
+        seconds.append(time.perf_counter() - start)
+    return seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyqwen.bench.contestants.task import Task, some_ids, timed
+from tinyqwen.bench.contestants.task import Task, some_ids, timed, timed_steps
 
 FORMATS = ("f32", "bf16")
 NEEDS = "torch", "transformers"
@@ -62,12 +62,5 @@ class Model:
             cache = self.new_cache()
         elif cache.get_seq_length() > depth:
             cache.crop(depth - cache.get_seq_length())
-        ids, seconds = some_ids(self.vocabulary, sequences, 1), []
-        for _ in range(tokens):
-
-            def one():
-                nonlocal ids
-                ids = self.feed(cache, ids)[:, None]
-
-            seconds.append(timed(one))
-        return seconds
+        first = some_ids(self.vocabulary, sequences, 1)
+        return timed_steps(lambda ids, _: self.feed(cache, ids), first, range(depth, depth + tokens))
