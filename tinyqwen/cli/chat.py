@@ -19,6 +19,7 @@ from tinyqwen.cli.options import read_text
 from tinyqwen.context import chunks
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.tokenizer import harmless
 from tinyqwen.trace.machine import limits_of, seconds_per_span
 from tinyqwen.trace.record import Recorder
 
@@ -176,7 +177,7 @@ class Chat:
     # ---- words to the person ----
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)  # /show has model text in it
 
     def header(self) -> None:
         if self.quiet:
