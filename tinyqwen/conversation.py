@@ -62,7 +62,8 @@ class Conversation:
         try:
             raw = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: cannot be read as JSON ({error})") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"{path}: cannot be read as JSON ({why})") from None
         if not isinstance(raw, list) or not all(is_message(message) for message in raw):
             raise UsageError(f'{path}: must be a list of {{"role": ..., "content": ...}}')
         self.messages = raw

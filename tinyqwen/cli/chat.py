@@ -19,6 +19,7 @@ from tinyqwen.cli.options import read_text
 from tinyqwen.context import chunks
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.tokenizer import harmless
 from tinyqwen.trace.machine import limits_of, seconds_per_span
 from tinyqwen.trace.record import Recorder
 
@@ -104,9 +105,9 @@ class Chat:
     def read_line(self, prompt: str) -> str | None:
         try:
             if self.interactive:
-                return input(prompt)
-            line = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")
-            return line.rstrip("\r\n") if line else None
+                return mended(input(prompt))
+            line = sys.stdin.buffer.readline().decode(errors="surrogateescape")
+            return mended(line.rstrip("\r\n")) if line else None
         except EOFError:
             print(file=sys.stderr)
             return None
@@ -176,7 +177,7 @@ class Chat:
     # ---- words to the person ----
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)  # /show has model text in it
 
     def header(self) -> None:
         if self.quiet:
@@ -191,6 +192,18 @@ class Chat:
             self.say("this is a base model: it continues text and was not trained to answer")
         if self.interactive:
             self.say("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+
+
+def mended(line: str) -> str:
+    """The line, in which what a terminal of another encoding did not understand is UTF-8 after all.
+
+    >>> mended("caf\udcc3\udca9")
+    'café'
+    """
+    try:
+        return line.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise UsageError("that line is not valid UTF-8; nothing was sent to the model") from None
 
 
 def remember_lines() -> None:

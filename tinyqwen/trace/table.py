@@ -1,6 +1,7 @@
 """The trace as a table: what each operation made, how long it took, and how far that is from this machine's limit.
 
-Equal layers are folded into one line, with one of them opened. Fits 100 columns; at 80 some columns go.
+Equal layers are folded into one line, with one of them opened. Fits 100 columns; with less room some columns go, and
+long names lose their ends before any number loses a digit.
 """
 
 from __future__ import annotations
@@ -48,32 +49,45 @@ def print_trace(
 
 
 def print_phase(console, phase, steps, machine, *, opened, overhead, times) -> None:
-    narrow = console.width < 96
+    columns = columns_of(console.width, times)
     what = f"{steps[0].tokens} tokens" if phase == "prefill" else f"median of {len(steps)} steps"
     console.print(f"[bold]{phase}[/bold]: {what}, {steps[-1].context} keys visible at the end", highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("operation", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("result", no_wrap=True)
-    for heading in ("time" if times else "floor", "FLOP", "bytes", *([] if narrow else ["rate"])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("bound", no_wrap=True)
+    for heading in columns:
+        left = heading in ("operation", "result", "bound")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
 
     before, layers, after = split_layers(rows(steps))
     shown = fold(layers, opened)
     for row in before:
-        add(table, row, row.span.path, machine, narrow, times)
+        add(table, row, row.span.path, machine, columns, times)
     for layer, folded in shown:
-        add_layer(table, layer, folded, machine, narrow, times)
+        add_layer(table, layer, folded, machine, columns, times)
     for row in after:
-        add(table, row, row.span.path, machine, narrow, times)
+        add(table, row, row.span.path, machine, columns, times)
+    numbers = sum(max(len(str(cell)) for cell in (column.header, *column.cells)) + 1 for column in table.columns[1:])
+    table.columns[0].max_width = max(10, console.width - numbers - 1)
     console.print(table)
     for layer, folded in shown if times else []:
         if folded:
             seconds = [one.rows[0].seconds for one in (layer, *folded)]
             spread = f"{duration(min(seconds))} to {duration(max(seconds))}"
-            console.print(f"{len(seconds)} alike: median {duration(statistics.median(seconds))}, {spread} a layer")
+            median = duration(statistics.median(seconds))
+            console.print(f"{len(seconds)} alike: median {median}, {spread} a layer", highlight=False)
     print_total(console, phase, steps, machine, overhead, times)
     console.print()
+
+
+def columns_of(width: int, times: bool) -> tuple[str, ...]:
+    """What there is room for.
+
+    >>> columns_of(80, times=True), columns_of(40, times=False)
+    (('operation', 'result', 'time', 'FLOP', 'bytes', 'bound'), ('operation', 'floor', 'bound'))
+    """
+    time = "time" if times else "floor"
+    if width < 72:
+        return "operation", time, "bound"
+    return "operation", "result", time, "FLOP", "bytes", *(["rate"] if width >= 96 else []), "bound"
 
 
 def fold(layers: list[Layer], opened: int | None) -> list[tuple[Layer, list[Layer]]]:
@@ -93,19 +107,20 @@ def fold(layers: list[Layer], opened: int | None) -> list[tuple[Layer, list[Laye
     return sorted(shown, key=lambda pair: pair[0].number)
 
 
-def add_layer(table, layer: Layer, folded: list[Layer], machine, narrow, times) -> None:
+def add_layer(table, layer: Layer, folded: list[Layer], machine, columns, times) -> None:
     """A layer's own line, and below it its operations, each named within the one that it ran inside of."""
     label = Text(f"layers.{layer.number}", style="bold")
     if folded:
         label.append(f" and {ranges([other.number for other in folded])}", style="dim")
     time = duration(layer.rows[0].seconds) if times else ""
-    table.add_row(label, Text(f"{len(folded) + 1} alike" if folded else "", style="dim"), Text(time, style="dim"))
+    alike = Text(f"{len(folded) + 1} alike" if folded else "", style="dim")
+    add_cells(table, columns, {"operation": label, "result": alike, "time": Text(time, style="dim")})
     parents = [layer.rows[0].span.path]
     for row in layer.rows[1:]:
         del parents[row.span.depth :]
         name = row.span.path.removeprefix(f"{parents[-1]}.")
         parents.append(row.span.path)
-        add(table, row, "  " * row.span.depth + name, machine, narrow, times)
+        add(table, row, "  " * row.span.depth + name, machine, columns, times)
 
 
 def ranges(numbers: list[int]) -> str:
@@ -122,20 +137,28 @@ def ranges(numbers: list[int]) -> str:
     return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in groups)
 
 
-def add(table, row: Row, label: str, machine: Machine, narrow: bool, times: bool) -> None:
+def add_cells(table, columns: tuple[str, ...], cells: dict[str, Text]) -> None:
+    """A line, of whose cells those are shown that there is a column for."""
+    table.add_row(*(cells.get(column, Text()) for column in columns))
+
+
+def add(table, row: Row, label: str, machine: Machine, columns: tuple[str, ...], times: bool) -> None:
     """One line: what it made, its work, its speed, its limit."""
     span, cost = row.span, row.span.cost
     if cost is None:
-        table.add_row(Text(label, style="dim"), "", Text(duration(row.seconds) if times else "", style="dim"))
+        time = Text(duration(row.seconds) if times else "", style="dim")
+        add_cells(table, columns, {"operation": Text(label, style="dim"), "time": time})
         return
     moved, floor, bound = cost.read + cost.written, machine.floor(cost), machine.bound(cost)
     seconds = row.seconds if times else floor
-    cells = [label + (" *" if span.replaced else ""), result(span), duration(seconds), si(cost.flops), si(moved) + "B"]
-    if not narrow:
-        speed = (moved if bound == "memory" else cost.flops) / seconds if seconds else 0
-        cells.append(f"{si(speed)}{'B/s' if bound == 'memory' else 'FLOP/s'}")
-    cells.append(limit(bound, floor, seconds, bar=not narrow) if times else bound)
-    table.add_row(*(Text(cell) for cell in cells))
+    speed = (moved if bound == "memory" else cost.flops) / seconds if seconds else 0
+    cells = {
+        "operation": label + (" *" if span.replaced else ""), "result": result(span),
+        "time" if times else "floor": duration(seconds), "FLOP": si(cost.flops), "bytes": si(moved) + "B",
+        "rate": f"{si(speed)}{'B/s' if bound == 'memory' else 'FLOP/s'}",
+        "bound": limit(bound, floor, seconds, bar="rate" in columns) if times else bound,
+    }  # fmt: skip
+    add_cells(table, columns, {name: Text(cell) for name, cell in cells.items()})
 
 
 def result(span) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 
 from tinyqwen.checkpoint import save_checkpoint
+from tinyqwen.checkpoint.save import write_shards
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.files import clear_errors, write_whole
@@ -58,12 +59,12 @@ def save(
         (part / "training").mkdir(parents=True)
         save_checkpoint(part, config, {name: x for name, x in tensors.items() if name not in others}, dtype="float32")
         if others:
-            safetensors.numpy.save_file(dict(others), part / OTHERS)
+            write_tensors(part / OTHERS, others)
         for name in BESIDES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, part / name)
         moments = {f"{kind}.{name}": x for kind in ("m", "v") for name, x in getattr(state, kind).items()}
-        safetensors.numpy.save_file(moments, part / MOMENTS)
+        write_tensors(part / MOMENTS, moments)
         facts = {"settings": {**asdict(settings), **about}, "data": digest, "updates": state.step}
         (part / STATE).write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
@@ -71,6 +72,11 @@ def save(
         for old in found(out)[:-keep]:
             shutil.rmtree(old.rename(out / f".{old.name}.part"))  # half a step must not look like one
     return final
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file of float32 tensors. A full disk is an OSError, which the library's own errors are not."""
+    write_shards({path: list(tensors)}, {name: ("F32", x.shape) for name, x in tensors.items()}, tensors)
 
 
 def found(out: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The chat at a real terminal (a pseudo-terminal), key by key: what Ctrl-C, Ctrl-D and every command do."""
 
+import io
 import json
 import os
 import pty
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
+from tinyqwen.cli.chat import mended
 from tinyqwen.cli.chat_commands import COMMANDS, HELP
+from tinyqwen.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
 
@@ -232,3 +235,15 @@ def test_a_wrong_command_is_one_clear_line(folder, line, words):
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == b""
     assert len(done.stderr.splitlines()) == 1 and words in done.stderr.decode()
+
+
+def test_what_was_said_cannot_move_the_cursor_when_it_is_shown(tinyqwen, folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/system a\x1b[2Jb\n/show\n")))
+    code, _, err = tinyqwen("chat", "-m", folder, "-q")
+    assert code == 0 and "\x1b" not in err and err.count("a\u241b[2Jb") == 2
+
+
+def test_a_line_that_a_terminal_of_another_encoding_read_is_utf_8_after_all():
+    assert mended("caf\udcc3\udca9 \U0001f600") == "caf\xe9 \U0001f600"
+    with pytest.raises(UsageError, match="nothing was sent"):
+        mended("\udcff")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from tests.checkpoints import assert_same_weights, log_of, weights_in, write_tiny_checkpoint
+from tinyqwen.checkpoint import save
 from tinyqwen.cli.main import main
 from tinyqwen.runtime import load
+from tinyqwen.train import saved
 
 SMALL = "--steps 12 --save-every 6 --warmup 2 --lr 0.01 --batch 4 --backend numpy".split()
 CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
@@ -240,3 +244,28 @@ def test_lines_that_cannot_be_used_are_named(more, tmp_path, stage, line, compla
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["weights", "moments"])
+def test_a_disk_that_fills_up_while_saving_leaves_what_was_saved_before(model, tmp_path, capsys, monkeypatch, number):
+    """Then there is room, and the run goes on."""
+    out, write, calls = tmp_path / "out", saved.write_shards, itertools.count()
+    interrupt_after(9, monkeypatch)
+    assert main(arguments("sft", model, out, "--quiet")) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+
+    def full(*what):
+        if next(calls) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*what)
+
+    with monkeypatch.context() as patch:
+        for module in (save, saved):
+            patch.setattr(module, "write_shards", full)
+        assert main(arguments("sft", model, out, "--quiet")) == 6
+    error = capsys.readouterr().err
+    assert "the disk is full; nothing was saved" in error and len(error.splitlines()) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "step-000006"]
+    assert main(arguments("sft", model, out, "--quiet")) == 0
+    assert [line["step"] for line in log_of(out)] == list(range(1, 13))

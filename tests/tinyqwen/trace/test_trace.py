@@ -121,6 +121,17 @@ def test_the_table_fits_and_names_everything(name, width):
         assert "…" not in text, "nothing is cut at 100 columns"
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_with_less_room_names_are_cut_and_numbers_are_not(name, width):
+    text = printed(traced(name), width)
+    assert max(map(len, text.splitlines())) <= width
+    cut = [line for line in text.splitlines() if "…" in line]
+    assert len({line.index("…") for line in cut}) <= 2, "at the end of the first column, of prefill and of decode"
+    assert all(line.count("…") == 1 for line in cut)
+    assert text.count(" us ") + text.count(" ms ") > 20, "times are what a trace is for"
+
+
 def test_the_totals_are_the_sums():
     steps = traced()
     flops = sum(span.cost.flops for span in closed(steps[-1].spans))
