@@ -10,6 +10,7 @@ from backends.quantised import Quantised
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 F32, BF16, INT8, INT4 = range(4)  # as `enum Format` in numbers.cuh
+SEQUENCES = 32  # of a launch, as in numbers.cuh
 FORMATS = {np.dtype(np.float32): F32, BFLOAT16: BF16, np.dtype(np.int8): INT8, "int8": INT8, "int4": INT4}
 
 
@@ -54,7 +55,20 @@ def rows_at_once(weight_OI) -> int:
 
 def address(view) -> np.uint64:
     """Where a view begins, for a kernel that is told its strides besides: a launch refuses arrays with gaps."""
+    if view is None:
+        return np.uint64(0)
     return np.uint64(view.ctypes.data if isinstance(view, np.ndarray) else view.data.ptr)
+
+
+def table(dtype: np.dtype, rows: list[tuple]) -> np.ndarray:
+    """A struct with one array in it, for a kernel that takes it by value: a launch carries it, nobody copies it.
+
+    >>> table(np.dtype([("first", np.int32), ("T", np.int32)]), [(0, 1), (1, 3)])["of"][:3].tolist()
+    [(0, 1), (1, 3), (0, 0)]
+    """
+    struct = np.zeros((), [("of", dtype, SEQUENCES)])
+    struct["of"][: len(rows)] = rows
+    return struct
 
 
 def threads_for(items: int, most: int = 1024) -> int:

@@ -3,10 +3,14 @@
 // Bytes that must move: K and V of all that is visible, once for the R query heads that share them: 2 K numbers a key.
 // What keeps the memory busy with one token: the keys are cut into `splits`, a block each (flash decoding).
 //
-// A block takes 8 rows (a row is a token and one of the R heads) of one KV head, and one split. 8, 16 or 32 lanes hold a
-// key, 8 numbers each, for K up to 64, 128 or 256, so that a block looks at 16, 8 or 4 keys at a time. Each such stream of
-// keys has its own softmax (largest score, sum, weighted values); in the end streams are merged, then splits: the block
-// that comes last does it, always in the same order, so the bits do not depend on who came last.
+// Sequences that decode together are one launch: where each one's keys lie, and how many, is a table among the kernel's
+// parameters. So nothing is copied to the device beforehand, and a graph remembers it.
+//
+// A block takes 8 rows (a row is a token and one of the R heads) of one KV head of one sequence, and one split of its
+// keys; one with less to do than others leaves early. 8, 16 or 32 lanes hold a key, 8 numbers each, for K up to 64, 128 or
+// 256, so that a block looks at 16, 8 or 4 keys at a time. Each such stream of keys has its own softmax (largest score,
+// sum, weighted values); in the end streams are merged, then splits: the block that comes last does it, always in the
+// same order, so the bits do not depend on who came last.
 //
 // Compiled for what is known beforehand: KEY_FORMAT, KEY_LANES of a key, KEY_WHOLE (K is a multiple of 8, and every key
 // begins on 16 bytes), see attention.py. All in one kernel would take 20 s to compile.
@@ -127,21 +131,33 @@ template <class Part> __device__ __forceinline__ Merged merged(int parts, Part p
   return all;
 }
 
+struct Sequence {  // its rows first .. first + T - 1 of q, and a stretch of its keys
+  const void *k_GSK, *v_GSK;
+  const float *k_scale_GS, *v_scale_GS;
+  const long long* past_1;  // how many keys lie before its first query, where a recorded step finds it; else `past`
+  long long stride_G, stride_S, scale_stride_G;
+  int first, T, S, past;
+};
+struct Sequences { Sequence of[SEQUENCES]; };
+
 extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
-    const float* q_THK, const void* k_GSK, const void* v_GSK, const float* k_scale_GS, const float* v_scale_GS,
-    float* out_THK, float* lse_TH, float* parts, unsigned* finished, const long long* past_1,
-    int T, int H, int G, int K, int S, int past, int window, long long stride_G, long long stride_S, long long scale_stride_G) {
+    const float* q_THK, float* out_THK, float* lse_TH, float* parts, unsigned* finished, int H, int G, int K, int window,
+    const __grid_constant__ Sequences sequences) {
   __shared__ float mixed[THREADS * DIMS * ROWS], top_of[16 * ROWS], total_of[16 * ROWS];
   __shared__ bool last;
-  int split = blockIdx.x, splits = gridDim.x, first_row = blockIdx.y * ROWS, head = blockIdx.z;
-  Sizes n{T, H, H / G, K, past_1 ? (int)*past_1 : past, window ? window : 0x40000000};
-  int rows = min(ROWS, T * n.R - first_row);
-  int lowest = max(0, n.past + first_row / n.R + 1 - n.window), highest = min(S, n.past + (first_row + rows - 1) / n.R + 1);
+  const Sequence& own = sequences.of[blockIdx.z / G];
+  int split = blockIdx.x, splits = gridDim.x, first_row = blockIdx.y * ROWS, head = blockIdx.z % G;
+  Sizes n{own.T, H, H / G, K, own.past_1 ? (int)*own.past_1 : own.past, window ? window : 0x40000000};
+  int rows = min(ROWS, n.T * n.R - first_row);
+  if (rows <= 0) return;  // another sequence has more tokens
+  q_THK += (long long)own.first * H * K, out_THK += (long long)own.first * H * K;
+  if (lse_TH) lse_TH += (long long)own.first * H;
+  int lowest = max(0, n.past + first_row / n.R + 1 - n.window), highest = min(own.S, n.past + (first_row + rows - 1) / n.R + 1);
   int each = (max(0, highest - lowest) + splits - 1) / splits, begin = lowest + split * each, end = min(highest, begin + each);
 
   constexpr int lanes = KEY_LANES, bytes = KEY_FORMAT == F32 ? 4 : KEY_FORMAT == BF16 ? 2 : 1;
-  Keys keys{static_cast<const char*>(k_GSK) + head * stride_G * bytes, static_cast<const char*>(v_GSK) + head * stride_G * bytes,
-            k_scale_GS + head * scale_stride_G, v_scale_GS + head * scale_stride_G, stride_S};
+  Keys keys{static_cast<const char*>(own.k_GSK) + head * own.stride_G * bytes, static_cast<const char*>(own.v_GSK) + head * own.stride_G * bytes,
+            own.k_scale_GS + head * own.scale_stride_G, own.v_scale_GS + head * own.scale_stride_G, own.stride_S};
   attend_keys<KEY_FORMAT, KEY_LANES, KEY_WHOLE>(q_THK, keys, n, head, first_row, begin, end, mixed, top_of, total_of);
   __syncthreads();
 
@@ -151,7 +167,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
     if (lse_TH && i == 0) lse_TH[(long long)t * H + h] = all.total == 0 ? -infinite() : (all.top + log2f(all.total)) * 0.693147181f;
   };
   int width = K + 2;  // of a part: the values, the largest score, the sum
-  float* mine = parts + ((long long)(head * gridDim.y + blockIdx.y) * splits) * ROWS * width;
+  int block = blockIdx.z * gridDim.y + blockIdx.y;
+  float* mine = parts + (long long)block * splits * ROWS * width;
   for (int item = threadIdx.x; item < rows * K; item += THREADS) {
     int r = item / K, i = item % K;
     Merged all = merged(THREADS / lanes, [&](int p) {
@@ -167,7 +184,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
 
   __threadfence();  // all that this thread wrote can be read by every block ...
   __syncthreads();  // ... and so all that this block wrote, before it is counted
-  unsigned* count = finished + head * gridDim.y + blockIdx.y;
+  unsigned* count = finished + block;
   if (threadIdx.x == 0) last = atomicAdd(count, 1u) == (unsigned)splits - 1;
   __syncthreads();
   if (!last) return;

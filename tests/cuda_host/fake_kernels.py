@@ -38,7 +38,9 @@ class Kernel:
 
         if capture := self.device.capture:
             owners = [arg.owner for arg in args if isinstance(arg, ndarray)]
-            owners += [self.device.cuda.owner_of(int(arg)) for arg in args if type(arg) is np.uint64]
+            addresses = [int(arg) for arg in args if type(arg) is np.uint64]
+            addresses += [address for arg in args if host.is_struct(arg) for address in host.addresses_in(arg)]
+            owners += [self.device.cuda.owner_of(address) for address in addresses]
             for owner in owners:
                 capture.before_writing(owner.memory)
             capture.add(launch, owners)
@@ -61,9 +63,9 @@ class Kernel:
                     raise TypeError(
                         f"{self.name}: argument {place}, of shape {arg.shape}, has gaps: kernels ignore strides"
                     )
-            elif isinstance(arg, np.ndarray):
+            elif isinstance(arg, np.ndarray) and not host.is_struct(arg):
                 raise TypeError(f"{self.name}: argument {place} is a NumPy array")
-            elif arg is not None and not isinstance(arg, np.generic):
+            elif arg is not None and not isinstance(arg, (np.generic, np.ndarray)):
                 raise TypeError(
                     f"{self.name}: argument {place} is a Python {type(arg).__name__}: say np.int32 or np.float32"
                 )
