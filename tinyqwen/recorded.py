@@ -25,12 +25,12 @@ from backends.interface import Backend
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
-from tinyqwen.sampling import Sampling, sample
+from tinyqwen.sampling import Sampling
 from tinyqwen.step import Span, Step
 from tinyqwen.weights import Node
 
 # Without a body that reads positions on the device, the definition would record one position for ever.
-NEEDED = {"attention", "linear", "rms_norm", "rope", "rope_tables", "sample", "swiglu", "take_rows", "update_cache"}
+NEEDED = {"advance", "attention", "linear", "rms_norm", "rope", "rope_tables", "swiglu", "take_rows", "update_cache"}
 FEW = 256  # as in backends/cuda/sample.py
 NEEDED_BY_EXPERTS = {"experts", "route", "sigmoid_gate"}
 
@@ -162,7 +162,7 @@ class Recorded:
 
     def step(self) -> None:
         """What is recorded: the model, the choice of a token, and the step to the next one."""
-        backend, xp, N = self.backend, self.backend.xp, len(self.sequences)
+        backend, N = self.backend, len(self.sequences)
         pasts = [self.position_N[n : n + 1] for n in range(N)]
         spans = tuple(
             Span(n, n + 1, OnDevice(sequence.cache, pasts[n]))  # type: ignore[arg-type]
@@ -170,13 +170,9 @@ class Recorded:
         )
         step = Step(self.token_N, self.position_N, self.position_N, spans, self.rows_N)
         logits_NV = forward(backend, self.config, self.weights, step)[:, : self.vocabulary]
-        sound_N = xp.isfinite(logits_NV).all(axis=1)
-        for n, sequence in enumerate(self.sequences):
-            uniform_1 = self.uniform_N[n : n + 1]
-            chosen = sample(backend, logits_NV[n], self.seen[n], sampling=sequence.sampling, uniform=uniform_1)
-            places = self.token_N[n : n + 1], pasts[n], self.said_N[n : n + 1], self.seen[n]
-            arguments = chosen, sound_N[n : n + 1], *places, np.int32(self.capacities[n])
-            backend.launch("advance_kernel", 1, 1, arguments)
+        samplings = [sequence.sampling for sequence in self.sequences]
+        places = self.token_N, self.position_N, self.said_N, self.seen
+        backend.bodies["advance"](backend, logits_NV, samplings, self.uniform_N, *places)
 
 
 def pinned(xp: Any, count: int, dtype: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 // sample() of tinyqwen/sampling.py as a whole, and nobody waits for it: penalty, temperature, top-k, top-p, min-p, a draw.
 //
-// Bytes that must move: the logits, 4 V (600 KB), twice; one block does it, so that takes some 10 us of a step.
+// Bytes that must move: the logits, 4 V (600 KB), twice; one block does it, so that takes some 10 us of a step. Sequences
+// that decode together have a block each, side by side, and how each chooses is a table among the parameters.
 //
 // How the k likeliest are found without sorting 150,000: each thread takes a column of the logits and its largest. Among
 // these 1024 the k-th largest is a bar: whoever is among the k likeliest is not below it. The second look collects all
@@ -53,20 +54,36 @@ __device__ __forceinline__ void narrow(const u64* candidate, float* mass, int n,
     if (mass[i] / kept < min_p * (1 / kept)) mass[i] = 0;
 }
 
-// logits_V less what the penalty takes, divided by the temperature; ids may be given several times
-extern "C" __global__ __launch_bounds__(256) void temper_kernel(const float* logits_V, float* out_V, float temperature, int V) {
+struct Choice {  // how a sequence chooses; draws 0: it takes the likeliest
+  const long long* seen_S;
+  int S, draws, top_k;
+  float penalty, temperature, top_p, min_p;
+};
+struct Choices { Choice of[SEQUENCES]; };
+
+// logits_NV less what the penalty takes, divided by the temperature; ids may be given several times
+extern "C" __global__ __launch_bounds__(256) void temper_kernel(
+    const float* logits_NV, long long stride, float* out_NV, int V, const __grid_constant__ Choices choices) {
+  const float* logits_V = logits_NV + blockIdx.y * stride;
+  float *out_V = out_NV + (long long)blockIdx.y * V, temperature = choices.of[blockIdx.y].temperature;
   for (int v = blockIdx.x * blockDim.x + threadIdx.x; v < V; v += gridDim.x * blockDim.x) out_V[v] = logits_V[v] / temperature;
 }
 extern "C" __global__ __launch_bounds__(256) void penalise_kernel(
-    const float* logits_V, float* out_V, const long long* seen_N, int N, float penalty, float temperature) {
-  int n = blockIdx.x * blockDim.x + threadIdx.x;
-  if (n >= N) return;
-  float logit = logits_V[seen_N[n]];
-  out_V[seen_N[n]] = (logit < 0 ? logit * penalty : logit / penalty) / temperature;
+    const float* logits_NV, long long stride, float* out_NV, int V, const __grid_constant__ Choices choices) {
+  const Choice& own = choices.of[blockIdx.y];
+  int s = blockIdx.x * blockDim.x + threadIdx.x;
+  if (s >= own.S) return;
+  float logit = logits_NV[blockIdx.y * stride + own.seen_S[s]];
+  out_NV[(long long)blockIdx.y * V + own.seen_S[s]] = (logit < 0 ? logit * own.penalty : logit / own.penalty) / own.temperature;
 }
 
 extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
-    const float* logits_V, const double* uniform_1, long long* token_1, int V, int top_k, float top_p, float min_p) {
+    const float* logits_NV, long long stride, const double* uniform_N, long long* token_N, int V,
+    const __grid_constant__ Choices choices) {
+  const Choice& own = choices.of[blockIdx.x];
+  const float *logits_V = logits_NV + blockIdx.x * stride, top_p = own.top_p, min_p = own.min_p;
+  long long* token_1 = token_N + blockIdx.x;
+  int top_k = own.top_k;
   __shared__ u64 candidate[MOST];
   __shared__ float mass[MOST];
   __shared__ unsigned count;
@@ -78,7 +95,7 @@ extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
   unsigned likeliest = ~(unsigned)candidate[COLUMNS - 1], bar = candidate[COLUMNS - top_k] >> 32;
   __syncthreads();
   if (threadIdx.x == 0) *token_1 = likeliest;
-  if (top_k == 1 && uniform_1 == nullptr) return;  // greedy
+  if (!own.draws) return;
 
   for (int v = threadIdx.x; v < V; v += COLUMNS) {
     unsigned key = key_of(logits_V[v]);
@@ -110,7 +127,7 @@ extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
   for (int i = 0; i < n && candidate[i] != ~0ull; i++) total += __uint_as_float((unsigned)candidate[i]), last = i;
   float all = 0;
   for (int i = 0; i <= last; i++) all += __uint_as_float((unsigned)candidate[i]) / total;
-  float dice = (float)*uniform_1 * all;
+  float dice = (float)uniform_N[blockIdx.x] * all;
   int chosen = 0;
   for (; chosen < last; chosen++) {
     sum += __uint_as_float((unsigned)candidate[chosen]) / total;

@@ -177,6 +177,48 @@ def test_a_launch_that_a_gpu_refuses_is_refused(xp, double, grid, block, shared)
         double(grid, block, arguments, shared_mem=shared)
 
 
+COPY = """
+struct Places { const float* from; float* to; int n, unused; };
+extern "C" __global__ void copy_kernel(const __grid_constant__ Places places) {
+  if (threadIdx.x < places.n) places.to[threadIdx.x] = places.from[threadIdx.x];
+}
+"""
+PLACES = [("from", np.uint64), ("to", np.uint64), ("n", np.int32), ("unused", np.int32)]
+
+
+@pytest.fixture
+def copy(xp, stream):
+    if why := host.missing():
+        pytest.skip(why)
+    return Module(xp, COPY, ()).get_function("copy_kernel")
+
+
+def places(x, out):
+    return np.array((x.data.ptr, out.data.ptr, len(x), 0), PLACES)
+
+
+def test_a_struct_is_taken_by_value(xp, copy):
+    x, out = xp.arange(3).astype(np.float32), xp.zeros(3, np.float32)
+    copy((1,), (32,), (places(x, out),))
+    assert out.get().tolist() == [0, 1, 2]
+
+
+def test_a_struct_of_another_size_and_one_of_several_elements_are_refused(xp, copy):
+    """CuPy passes NumPy arrays of one element by value, whatever their size, and no others."""
+    x = xp.zeros(3, np.float32)
+    for wrong in (np.zeros((), PLACES[:2]), np.array([places(x, x)] * 2)):
+        with pytest.raises(TypeError):
+            copy((1,), (32,), (wrong,))
+
+
+def test_parameters_that_only_new_drivers_take_are_refused(xp, stream, copy):
+    text = COPY.replace("int n,", "int n, more[1024],")
+    large = Module(xp, text, ()).get_function("copy_kernel")
+    fields = [*PLACES[:3], ("more", np.int32, 1024), PLACES[3]]
+    with pytest.raises(TypeError, match="4096"):
+        large((1,), (32,), (np.zeros((), fields),))
+
+
 # ---- graphs ----
 
 
@@ -226,6 +268,17 @@ def test_a_replay_on_memory_that_is_gone_is_refused(xp, stream):
     arrays = {"x": xp.zeros(3, np.float32), "out": xp.zeros(3, np.float32)}
     graph, _pool = captured(xp, stream, lambda: arrays["out"].__setitem__(slice(3), arrays["x"] + 1))
     graph.launch()
+    del arrays["x"]
+    with pytest.raises(RuntimeError, match="given back"):
+        graph.launch()
+
+
+def test_a_replay_knows_what_a_structs_addresses_point_to(xp, stream, copy):
+    arrays = {"x": xp.arange(3).astype(np.float32), "out": xp.zeros(3, np.float32)}
+    graph, _pool = captured(xp, stream, lambda: copy((1,), (32,), (places(**arrays),)))
+    assert arrays["out"].get().tolist() == [0, 0, 0]
+    graph.launch()
+    assert arrays["out"].get().tolist() == [0, 1, 2]
     del arrays["x"]
     with pytest.raises(RuntimeError, match="given back"):
         graph.launch()
