@@ -146,7 +146,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
   __shared__ float mixed[THREADS * DIMS * ROWS], top_of[16 * ROWS], total_of[16 * ROWS];
   __shared__ bool last;
   const Sequence& own = sequences.of[blockIdx.z / G];
-  int split = blockIdx.x, splits = gridDim.x, first_row = blockIdx.y * ROWS, head = blockIdx.z % G;
+  int split = blockIdx.y, splits = gridDim.y, first_row = blockIdx.x * ROWS, head = blockIdx.z % G;
   Sizes n{own.T, H, H / G, K, own.past_1 ? (int)*own.past_1 : own.past, window ? window : 0x40000000};
   int rows = min(ROWS, n.T * n.R - first_row);
   if (rows <= 0) return;  // another sequence has more tokens
@@ -167,7 +167,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_kernel(
     if (lse_TH && i == 0) lse_TH[(long long)t * H + h] = all.total == 0 ? -infinite() : (all.top + log2f(all.total)) * 0.693147181f;
   };
   int width = K + 2;  // of a part: the values, the largest score, the sum
-  int block = blockIdx.z * gridDim.y + blockIdx.y;
+  int block = blockIdx.z * gridDim.x + blockIdx.x;
   float* mine = parts + (long long)block * splits * ROWS * width;
   for (int item = threadIdx.x; item < rows * K; item += THREADS) {
     int r = item / K, i = item % K;

@@ -91,7 +91,7 @@ def attend_together(backend, q_THK, stretches, window, out_THK, lse_TH, constant
         finished = gpu(backend).counters(N * G * row_blocks)
     sizes = map(np.int32, (H, G, K, window or 0))
     arguments = q_THK, out_THK, lse_TH, parts, finished, *sizes, table(SEQUENCE, [row(one) for one in stretches])
-    launch(backend, "attention_kernel", (splits, row_blocks, N * G), THREADS, arguments, **constants)
+    launch(backend, "attention_kernel", (row_blocks, splits, N * G), THREADS, arguments, **constants)
 
 
 def row(one: Stretch) -> tuple:

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_cupy_has_what_the_backend_asks_of_its_machinery():
     from cupy import cuda
 
     for thing, names in {
-        cuda: "MemoryPool using_allocator Stream Event alloc_pinned_memory is_available",
-        cuda.Stream: "use begin_capture end_capture is_capturing record synchronize",
+        cuda: "MemoryPool using_allocator Stream Event alloc_pinned_memory get_current_stream is_available",
+        cuda.Stream: "use begin_capture end_capture is_capturing record synchronize wait_event",
         cuda.Event: "synchronize",
         cuda.Graph: "launch upload",
         cuda.runtime: "memGetInfo getDeviceCount getDeviceProperties driverGetVersion runtimeGetVersion",
@@ -142,6 +143,33 @@ def test_memory_ends_and_is_given_back():
     xp.zeros(200_000, np.float32)
 
 
+# ---- streams ----
+
+
+def test_what_another_stream_writes_must_be_waited_for(xp, double):
+    x = xp.asarray(np.float32([1, 2, 3]))  # in the stream of the fixture
+    first = xp.cuda.get_current_stream()
+    second = xp.cuda.Stream(non_blocking=True).use()
+    out = xp.zeros(3, np.float32)
+    arguments = x, out, np.int32(3), np.float32(1)
+    for use in (lambda: x + 1, lambda: double((1,), (32,), arguments), x.get, lambda: x.__setitem__(0, 1)):
+        with pytest.raises(RuntimeError, match="another stream"):
+            use()
+    second.wait_event(first.record())
+    double((1,), (32,), arguments)
+    assert out.get().tolist() == [2, 4, 6]
+    first.use()
+    with pytest.raises(RuntimeError, match="another stream"):
+        out.get()
+    second.synchronize()
+    assert out.get().tolist() == [2, 4, 6]
+
+
+def test_each_thread_begins_in_the_default_stream(xp, stream):
+    with ThreadPoolExecutor(1) as beside:
+        assert beside.submit(xp.cuda.get_current_stream).result() is not stream is xp.cuda.get_current_stream()
+
+
 # ---- kernels ----
 
 
@@ -175,6 +203,19 @@ def test_a_launch_that_a_gpu_refuses_is_refused(xp, double, grid, block, shared)
     arguments = xp.zeros(3, np.float32), xp.zeros(3, np.float32), np.int32(3), np.float32(0.5)
     with pytest.raises((ValueError, RuntimeError)):
         double(grid, block, arguments, shared_mem=shared)
+
+
+def test_kernels_of_one_name_share_what_they_are_allowed(xp, stream):
+    """So a backend that allows one of them less takes it from the other."""
+    if why := host.missing():
+        pytest.skip(why)
+    module, arguments = Module(xp, DOUBLE, ()), (xp.zeros(3, np.float32),) * 2 + (np.int32(3), np.float32(1))
+    first, second = (module.get_function("double_kernel") for _ in range(2))
+    first.max_dynamic_shared_size_bytes = 100 << 10
+    second((1,), (32,), arguments, shared_mem=90 << 10)
+    second.max_dynamic_shared_size_bytes = 60 << 10
+    with pytest.raises(ValueError, match="nobody has allowed"):
+        first((1,), (32,), arguments, shared_mem=90 << 10)
 
 
 COPY = """
