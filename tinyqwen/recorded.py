@@ -32,6 +32,7 @@ from tinyqwen.weights import Node
 # Without a body that reads positions on the device, the definition would record one position for ever.
 NEEDED = {"advance", "attention", "linear", "rms_norm", "rope", "rope_tables", "swiglu", "take_rows", "update_cache"}
 FEW = 256  # as in backends/cuda/sample.py
+CHOICES = 256  # as FEW in backends/cuda/experts.py: beyond, experts are counted on the host
 NEEDED_BY_EXPERTS = {"experts", "route", "sigmoid_gate"}
 
 
@@ -83,7 +84,7 @@ class Recorded:
 
         The sequences' caches have grown by that id, and the caller appends the token.
         """
-        if not self.possible or not all(map(decodes_there, sequences)):
+        if not self.possible or not all(map(decodes_there, sequences)) or self.too_many(len(sequences)):
             return None
         standing, self.standing = self.standing, []  # if this is interrupted, begin anew
         if not self.goes_on(standing, sequences):
@@ -99,6 +100,10 @@ class Recorded:
         self.said = [len(sequence.ids) + 1 for sequence in sequences]
         self.standing = list(sequences)
         return token_N.tolist()
+
+    def too_many(self, N: int) -> bool:
+        """Whether so many tokens choose more experts than the device takes at once."""
+        return bool(self.config.num_experts) and N * self.config.num_experts_per_tok > CHOICES
 
     def goes_on(self, standing: list, sequences: list) -> bool:
         """Whether the device stands where these sequences do: nobody came, left, or was changed since."""

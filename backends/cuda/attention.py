@@ -17,7 +17,7 @@ ROWS, THREADS = 8, 128  # as in attention.cu
 WIDEST = 256  # numbers of a head
 BUSY = 264  # blocks that keep a large GPU busy: two for each of 132 multiprocessors
 PROMPT_ROWS, PAD = 64, 8  # as in attention_prompt.cu: rows of a block, which is also keys of a tile
-FEWEST_KEYS = 64  # of a split: with fewer, merging takes longer than reading
+FEWEST_KEYS = 64  # of a split, as in attention.cu
 # As `struct Sequence` in attention.cu; an address is a uint64.
 SEQUENCE = np.dtype([
     ("k_GSK", np.uint64), ("v_GSK", np.uint64), ("k_scale_GS", np.uint64), ("v_scale_GS", np.uint64),
@@ -84,13 +84,13 @@ def attend_together(backend, q_THK, stretches, window, out_THK, lse_TH, constant
     (_, H, K), G, N = q_THK.shape, stretches[0].k_GSK.shape[0], len(stretches)
     row_blocks = max(-(-one.T * (H // G) // ROWS) for one in stretches)
     longest = max(one.k_GSK.shape[1] for one in stretches)
-    splits = max(1, min(longest // FEWEST_KEYS, BUSY // (N * G * row_blocks)))
-    parts, finished = None, None
+    splits = max(1, min(-(-longest // FEWEST_KEYS), BUSY // (N * G * row_blocks)))
+    partial, finished = None, None
     if splits > 1:
-        parts = empty(backend, (N * G * row_blocks * splits * ROWS * (K + 2),))
+        partial = empty(backend, (N * G * row_blocks * splits * ROWS * (K + 2),))
         finished = gpu(backend).counters(N * G * row_blocks)
     sizes = map(np.int32, (H, G, K, window or 0))
-    arguments = q_THK, out_THK, lse_TH, parts, finished, *sizes, table(SEQUENCE, [row(one) for one in stretches])
+    arguments = q_THK, out_THK, lse_TH, partial, finished, *sizes, table(SEQUENCE, [row(one) for one in stretches])
     launch(backend, "attention_kernel", (row_blocks, splits, N * G), THREADS, arguments, **constants)
 
 

@@ -45,7 +45,8 @@ class Kernel:
 
         if capture := self.device.capture:
             owners = [arg.owner for arg in args if isinstance(arg, ndarray)]
-            addresses = [int(arg) for arg in args if type(arg) is np.uint64]
+            pointers = [arg for arg, size in zip(args, self.function.sizes) if size < 0]  # a count may be uint64, too
+            addresses = [int(arg) for arg in pointers if type(arg) is np.uint64]
             addresses += [address for arg in args if host.is_struct(arg) for address in host.addresses_in(arg)]
             owners += [self.device.cuda.owner_of(address) for address in addresses]
             for owner in owners:

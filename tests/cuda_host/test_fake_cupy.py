@@ -83,6 +83,7 @@ def test_cupy_has_what_the_backend_asks_of_its_machinery():
 
     for thing, names in {
         cuda: "MemoryPool using_allocator Stream Event alloc_pinned_memory get_current_stream is_available",
+        cuda.MemoryPool: "malloc free_bytes free_all_blocks",
         cuda.Stream: "use begin_capture end_capture is_capturing record synchronize wait_event",
         cuda.Event: "synchronize",
         cuda.Graph: "launch upload",

@@ -98,6 +98,16 @@ def test_company_adds_no_launch(cuda, monkeypatch):
     assert steps[0].count("attention_kernel") == steps[0].count("update_cache_kernel") == FUSED.num_hidden_layers
 
 
+def test_experts_of_many_sequences(cuda, graphs, monkeypatch):
+    """80 choices are recorded; with more than the device takes at once, each step is run by itself."""
+    config, said = CONFIGS["moe"], []
+    for most in (256, 79):
+        monkeypatch.setattr("tinyqwen.recorded.CHOICES", most)
+        said.append(run(cuda, config, [start(cuda, config, 3, n, count=4) for n in range(20)]))
+    assert said[0] == said[1] == run(NUMPY, config, [start(NUMPY, config, 3, n, count=4) for n in range(20)])
+    assert len(graphs()) == 1
+
+
 def test_a_cache_that_grows_gets_another_graph(cuda, graphs):
     said = [run(backend, FUSED, [start(backend, FUSED, 250, count=20)]) for backend in (NUMPY, cuda)]
     assert said[0] == said[1] and len(graphs()) == 2
