@@ -11,6 +11,7 @@ from backends.quantised import Quantised
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 F32, BF16, INT8, INT4 = range(4)  # as `enum Format` in numbers.cuh
 SEQUENCES = 32  # of a launch, as in numbers.cuh
+MULTIPROCESSORS = 132  # of an H100 or H200; others have a few less or more
 FORMATS = {np.dtype(np.float32): F32, BFLOAT16: BF16, np.dtype(np.int8): INT8, "int8": INT8, "int4": INT4}
 
 
@@ -51,6 +52,16 @@ def as_matrix(backend, weight_OI) -> tuple | None:
 def rows_at_once(weight_OI) -> int:
     """How many rows a block takes, see matrix.cuh."""
     return 16 if isinstance(weight_OI, Quantised) else 4
+
+
+def is_small(weight_OI) -> bool:
+    """Whether so few blocks would take the rows that they leave a large GPU idle: then more warps share each row."""
+    return -(-weight_OI.shape[0] // rows_at_once(weight_OI)) < 4 * MULTIPROCESSORS
+
+
+def threads_of(weight_OI) -> int:
+    """How many threads a block has that multiplies rows by one token: of few quantised rows, more than of others."""
+    return 512 if isinstance(weight_OI, Quantised) and is_small(weight_OI) else 128
 
 
 def address(view) -> np.uint64:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import F32, INT8, as_matrix, empty, format_of, launch, plain, rows_at_once
+from backends.cuda.arrays import F32, INT8, as_matrix, empty, format_of, launch, plain, rows_at_once, threads_of
 from backends.cuda.attention import WIDEST, attend, stretch
 from backends.cuda.linear import linear
 from backends.cuda.update_cache import parts_of, visible, write
 from backends.interface import Wrapper
 
-THREADS = 128  # as in matrix.cuh
 LARGEST = 11 << 10  # D: a token in shared memory, in what every GPU gives without being asked
 
 
@@ -72,7 +71,7 @@ def norm_qkv(backend, x_1D, norm_D, attention, table, spans, layer, H, eps):
         past_1, past, *map(np.int32, (D, H, G, N, K)),
     )  # fmt: skip
     blocks = (H + 2 * G) * (K // 2 // rows_at_once(places[0].weight))
-    launch(backend, "norm_qkv_kernel", blocks, THREADS, arguments, 4 * D)
+    launch(backend, "norm_qkv_kernel", blocks, threads_of(places[0].weight), arguments, 4 * D)
     if kv_format == INT8:
         write(backend, *new, spans, layer)
     return q_1HK
@@ -86,5 +85,5 @@ def norm_gate_up(backend, x_1D, norm_D, mlp, eps):
     head = x_1D, norm_D, format_of(norm_D), np.float32(eps), gate[0]
     arguments = *head, *gate[1:], *up[1:], hidden_1F, np.int32(D), np.int32(F)
     blocks = -(-F // rows_at_once(mlp.gate_proj.weight))
-    launch(backend, "norm_gate_up_kernel", blocks, THREADS, arguments, 4 * D)
+    launch(backend, "norm_gate_up_kernel", blocks, threads_of(mlp.gate_proj.weight), arguments, 4 * D)
     return hidden_1F

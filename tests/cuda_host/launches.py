@@ -70,6 +70,7 @@ def matrices(gpu) -> None:
         for T in (1, 3):
             linear(gpu, normal(T, 40), weight, normal(5))
         widened(gpu, weight)
+    linear(gpu, normal(1, 9), normal(4 * 4 * 132, 9))  # so many rows that no warps share one
 
 
 def reading(gpu) -> None:

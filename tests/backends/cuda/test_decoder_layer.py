@@ -29,6 +29,8 @@ FORMATS = {
     "int4": lambda matrix: quantise(matrix, 4),
 }
 NUMPY = backends.get("numpy")
+# Keys that are rounded fall on another step where they lie between two; then a logit moves by far more than noise.
+ALLOWED = {"f32": 2e-5, "bf16": 1e-3, "int8": 2e-3}
 
 
 def in_format(format):
@@ -54,16 +56,15 @@ def decode(backend, weights, kv, prompt):
     return np.stack([forward(backend, CONFIG, weights, make_step([([token], cache)])) for token in range(3)])
 
 
-@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
+@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
 def test_equals_the_steps(gpu, format, kv, monkeypatch):
     weights, launched, launch = in_format(format), [], gpu.launch
     monkeypatch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
     alone = decode(gpu, weights, kv, prompt=4)
     assert launched.count("norm_qkv_kernel") == 3 * 2 and launched.count("norm_gate_up_kernel") == 3 * 2
-    # Keys rounded to 8 bits fall on another step where they lie between two; then a logit moves by far more than noise.
-    assert_close(alone, decode(NUMPY, weights, kv, prompt=4), 2e-3 if kv == "int8" else 2e-5)
+    assert_close(alone, decode(NUMPY, weights, kv, prompt=4), ALLOWED[kv])
     watched = Launches(gpu)
-    assert_close(decode(watched, weights, kv, prompt=4), alone, 2e-3 if kv == "int8" else 2e-5)
+    assert_close(decode(watched, weights, kv, prompt=4), alone, ALLOWED[kv])
     assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.seen)
 
 
