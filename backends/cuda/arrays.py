@@ -60,8 +60,13 @@ def is_small(weight_OI) -> bool:
 
 
 def threads_of(weight_OI) -> int:
-    """How many threads a block has that multiplies rows by one token: of few quantised rows, more than of others."""
-    return 512 if isinstance(weight_OI, Quantised) and is_small(weight_OI) else 128
+    """How many threads a block has that multiplies rows by one token.
+
+    Of few quantised rows as many as have all of them on their way at once, if possible: 32 words of each row a warp.
+    """
+    if not isinstance(weight_OI, Quantised) or not is_small(weight_OI):
+        return 128
+    return threads_for(weight_OI.values.shape[1], 512) if weight_OI.values.shape[1] > 128 else 128
 
 
 def address(view) -> np.uint64:

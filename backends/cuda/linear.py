@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import BFLOAT16, as_matrix, empty, format_of, is_small, launch, plain, rows_at_once, threads_of
+from backends.cuda.arrays import (
+    BFLOAT16,
+    as_matrix,
+    empty,
+    format_of,
+    is_small,
+    launch,
+    plain,
+    rows_at_once,
+    threads_of,
+)
 from backends.cuda.cublas import product
 from backends.cuda.widening import widened
 
@@ -31,7 +41,7 @@ def linear(backend, x_TI, weight_OI, bias_O=None, *, add_TO=None):
         elif T == 1:
             launch(backend, "linear_kernel", -(-O // rows_at_once(weight_OI)), threads_of(weight_OI), arguments)
         else:
-            blocks = -(-O // rows_at_once(weight_OI)), -(-T // TOKENS)
+            blocks = -(-O // rows_at_once(weight_OI)) * -(-T // TOKENS)
             launch(backend, "linear_tokens_kernel", blocks, THREADS, arguments)
     return out_TO
 

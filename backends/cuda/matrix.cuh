@@ -12,12 +12,20 @@
 // 4.8 TB/s that take 700 ns to come are 3.4 MB on their way, 25 KB for each of 132 multiprocessors; what is on its way at
 // best, with the registers that sm_90 takes, for the matrices of the 0.5B (D 896, F 4864) in bfloat16 and in int8:
 //
-//                            blocks   threads   registers   blocks side by side   KB on their way in each multiprocessor
-//   q, k, v       bf16          144       128          B1                  1.1    15, all there is: 2.1 MB
-//   gate, up      bf16         1216       128          B2                    4    57
-//   output        bf16          896       128          B3                  6.8    12, all there is
-//   down          bf16          896       128          B3                  6.8    50
-//   head          bf16       37,984       128          B3                    B4   B5
+//                    blocks   threads   registers   blocks of a multiprocessor   its KB on their way
+//   q, k, v  bf16       144       128         114                          1.1     16, all there is
+//            int8        36       224         114                          0.3     14, on 36 multiprocessors
+//   output   bf16       896       128          80                            6     12, all there is
+//            int8        56       224          57                          0.4     14, on 56
+//   gate, up bf16     1,216       128          98                            4     57
+//            int8       304       224          98                          2.3     33
+//   down     bf16       896       128          80                            6     49
+//            int8        56       512          57                          0.4     32, on 56
+//   head     bf16    37,984       128          57                            8     57
+//            int8     9,496       128          57                            8     64
+//
+// So with bfloat16 latency is hidden wherever there is enough to read. In int8 the 0.5B is too small for it: 36 or 56 blocks
+// of 16 rows do not reach all multiprocessors; the 7B has 144 and 224.
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
 constexpr int MOST_WARPS = 16;  // of a block that takes quantised rows of one token
@@ -132,7 +140,10 @@ __device__ __forceinline__ float value_at(const Matrix& m, int format, long long
   return scale * half_byte_of(words[(tile * groups * 4 + column / 8) * 16 + r], column % 4 * 2 + column % 8 / 4);
 }
 
-__device__ __forceinline__ float at(const float* x, int i, int count) { return i < count ? x[i] : 0.0f; }
+// four numbers, of which `count` are there; zeros instead of the others
+__device__ __forceinline__ float4 four_of(const float* x, int count) {
+  return {count > 0 ? x[0] : 0.0f, count > 1 ? x[1] : 0.0f, count > 2 ? x[2] : 0.0f, count > 3 ? x[3] : 0.0f};
+}
 
 // The 16 rows of a tile times T tokens: this warp's share of the columns, in `part[warp]`.
 template <int FORMAT, int TOKENS, class Ready>
@@ -177,7 +188,7 @@ __device__ __forceinline__ void dot_tile(const Matrix& m, int tile, const float*
         for (int c = 0; c < COLUMNS; c += 4) {
           float4 some = {0, 0, 0, 0};
           if (whole && first < m.I) some = *reinterpret_cast<const float4*>(x_t + c);
-          else if (!whole) some = {at(x_t, c, m.I - first), at(x_t, c + 1, m.I - first), at(x_t, c + 2, m.I - first), at(x_t, c + 3, m.I - first)};
+          else if (!whole) some = four_of(x_t + c, m.I - first - c);
           x_of[c] = some.x, x_of[c + 1] = some.y, x_of[c + 2] = some.z, x_of[c + 3] = some.w;
         }
 #pragma unroll

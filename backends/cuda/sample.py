@@ -52,7 +52,9 @@ def choose_together(backend, logits_NV, seen, samplings, uniform_N, token_N) -> 
         if longest:
             launch(backend, "penalise_kernel", (-(-longest // 256), N), 256, arguments)
         logits_NV, stride = out_NV, np.int64(V)
-    launch(backend, "sample_kernel", N, COLUMNS, (address(logits_NV), stride, uniform_N, token_N, np.int32(V), choices))
+    best_NC, place = empty(backend, (N, COLUMNS), np.uint64), address(logits_NV)
+    launch(backend, "columns_kernel", (COLUMNS // 8, N), 256, (place, stride, best_NC, np.int32(V)))
+    launch(backend, "sample_kernel", N, COLUMNS, (place, stride, best_NC, uniform_N, token_N, np.int32(V), choices))
 
 
 def choice(sampling, seen_S, V: int) -> tuple:

@@ -166,9 +166,9 @@ def attentions(config: Config, longest: int = 5000, prompt: int = 300) -> Iterat
                 arrays, settings = (normal(stops[-1], H, K), kv, kv), {"spans": spans, "window": window}
                 yield Case(f"attention {format} {name}, window {window}", attention, arrays, settings, allowed)
         (kv_GSK,) = keys(format, [200])
-        for T, past in ((1, 500), (40, -10)):
+        for T, before in ((1, 500), (40, -10)):
             part, allowed = (normal(T, H, K), kv_GSK, kv_GSK), ROUNDED if format == "bf16" and T > 1 else ORDER
-            yield Case(f"attention_part {format} {T}", attention_part, part, {"past": past}, allowed)
+            yield Case(f"attention_part {format} {T}", attention_part, part, {"past": before}, allowed)
     outs, lses = [normal(5, H, K) for _ in range(3)], [normal(5, H), np.full((5, H), -np.inf, np.float32), normal(5, H)]
     yield Case("merge_parts", merge_parts, (outs, lses), {})
 

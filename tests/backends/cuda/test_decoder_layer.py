@@ -56,7 +56,9 @@ def decode(backend, weights, kv, prompt):
     return np.stack([forward(backend, CONFIG, weights, make_step([([token], cache)])) for token in range(3)])
 
 
-@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
+@pytest.mark.parametrize(
+    ("format", "kv"), [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")]
+)
 def test_equals_the_steps(gpu, format, kv, monkeypatch):
     weights, launched, launch = in_format(format), [], gpu.launch
     monkeypatch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
