@@ -111,13 +111,8 @@ def attend_prompt(backend, q_THK, one: Stretch, window, out_THK, lse_TH) -> None
     """A prompt's rows, on the tensor cores."""
     (_, H, K), (G, S, _), rows = q_THK.shape, one.k_GSK.shape, slice(one.first, one.first + one.T)
     stride_G, stride_S, _ = strides_of(one)
-    arrays = (
-        q_THK[rows],
-        address(one.k_GSK),
-        address(one.v_GSK),
-        out_THK[rows],
-        None if lse_TH is None else lse_TH[rows],
-    )
+    lse_TH = None if lse_TH is None else lse_TH[rows]
+    arrays = q_THK[rows], address(one.k_GSK), address(one.v_GSK), out_THK[rows], lse_TH
     sizes = map(np.int32, (one.T, H, G, K, S, one.past, window or 0))
     arguments = *arrays, *sizes, np.int64(stride_G), np.int64(stride_S)
     shared_bytes = 4 * PROMPT_ROWS * (K + PAD) * 2  # two tiles of keys and two of values

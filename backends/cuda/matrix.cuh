@@ -23,6 +23,7 @@
 //            int8        56       512          57                          0.4     32, on 56
 //   head     bf16    37,984       128          57                            8     57
 //            int8     9,496       128          57                            8     64
+//   of 8 tokens at a time: head bf16, 37,984 blocks for each 8, 3 of a multiprocessor, 22 KB
 //
 // So with bfloat16 latency is hidden wherever there is enough to read. In int8 the 0.5B is too small for it: 36 or 56 blocks
 // of 16 rows do not reach all multiprocessors; the 7B has 144 and 224.

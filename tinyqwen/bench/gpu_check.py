@@ -41,6 +41,7 @@ import numpy as np
 
 import backends
 from tinyqwen.bench import gpu, gpu_kernels
+from tinyqwen.bench.found import keep, kept, words
 
 RESULTS = Path(__file__).parent / "results"
 LIMITS = {"doctor": 15, "kernels": 70, "ceilings": 25, "decode": 120, "tokens": 65, "tests": 100, "graphs": 15,
@@ -230,44 +231,6 @@ def inside(stage: str, file: Path) -> None:
     """The stage itself: what it has found is in the file all the time."""
     for found in STAGES[stage]():
         keep(file, stage, {**found, "unfinished": True})
-
-
-def kept(file: Path) -> Found:
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def keep(file: Path, stage: str, found: Found) -> None:
-    """What a stage has found, in the results file and as text beside it, never half written."""
-    everything = {**kept(file), stage: found}
-    texts = {".json": json.dumps(everything, indent=1), ".txt": "\n".join(words(everything))}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in texts.items():
-        beside = file.with_suffix(f"{suffix}.new")
-        beside.write_text(text + "\n")
-        beside.replace(file.with_suffix(suffix))
-
-
-def words(found: Any, indent: str = "") -> list[str]:
-    """Nested results as lines for people.
-
-    >>> words({"ceilings": {"read": 4.2e12}, "decode": {"rows": [{"model": "0.5B", "tokens_s": 2000.0}]}})
-    ['ceilings', '  read: 4.2e+12', 'decode', '  model 0.5B, tokens_s 2000']
-    """
-    lines = []
-    for name, value in found.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}", *words(value, indent + "  ")]
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            lines += [indent + ", ".join(f"{key} {short(x)}" for key, x in row.items()) for row in value]
-        else:
-            lines.append(f"{indent}{name}: {short(value)}")
-    return lines
-
-
-def short(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}".replace(",", "") if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def failed(found: Any) -> bool:
