@@ -75,30 +75,7 @@ table("way  us a token  reading", *[(way, f"{us:.0f}", f"{s:.0%}") for (way, us)
 # %% [markdown]
 # The 7B hardly notices: its kernels are longer than a launch. The 0.5B is all launches. That is arithmetic, not a
 # measurement: `python -m tinyqwen.bench.gpu_check graphs decode` measures both on a GPU.
-
-# %% [markdown]
-# ## Sixteen at once
-# Sequences that decode together read the weights once. If each had an attention of its own, and a place in its cache to
-# write, the launches would eat up what that saves. So those are one launch, too: where each cache lies, and how long it
-# is, is a table that the launch carries as a parameter (backends/cuda/attention.cu).
-
-
-# %%
-def together(N, layers=24, one_launch=True):
-    """Launches and microseconds of a step of N sequences of the 0.5B, each behind 1000 tokens; in one graph."""
-    each = 1 if one_launch else N
-    count = layers * (14 + 2 * each) + 7 + (3 if one_launch else 2 * N)  # 14 a layer do not look at whose token it is
-    bytes_read = 988e6 + N * 12.3e6  # weights, and keys and values: a prediction, like all here
-    return count, count * NODE + 1e6 * bytes_read / READ
-
-
-rows = [(N, *together(N, one_launch=False), *together(N)) for N in (2, 16, 32)]
-table(
-    "sequences  launches, one each  tokens/s  launches, one for all  tokens/s",
-    *[(N, count, f"{1e6 * N / us:,.0f}", fewer, f"{1e6 * N / less:,.0f}") for N, count, us, fewer, less in rows],
-)
-
-# %% [markdown]
+#
 # ## A graph remembers numbers
 # What is recorded is calls with their arguments as they were. Here is a recorder for NumPy, and a step that is wrong.
 
@@ -154,8 +131,6 @@ table("the host  tokens/s if it needs 60 us", ("reads, then launches", waits), (
 assert len(steps["0.5B"]) > 300 and sum(small) < 300  # more launches than microseconds
 assert ways["0.5B, an operation a launch"] > 2.5 * ways["0.5B, those in one graph"]
 assert ways["7B, an operation a launch"] < 1.2 * ways["7B, in one graph"]
-assert together(16)[0] == together(2)[0] == 394 and together(16, one_launch=False)[0] == 1143
-assert together(16, one_launch=False)[1] > 2 * together(16)[1]
 assert once_S.tolist() == [0, 0, 7, 0, 0, 0] and cache_S.tolist() == [0, 0, 7, 7, 7, 0]
 
 # %%

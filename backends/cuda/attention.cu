@@ -5,6 +5,11 @@
 //
 // Sequences that decode together are one launch: where each one's keys lie, and how many, is a table among the kernel's
 // parameters. So nothing is copied to the device beforehand, and a graph remembers it.
+// Predicted for a step of 16 sequences of the 0.5B, each behind 1000 tokens, in a graph (1.3 us a launch, 4.3 TB/s), with
+// 14 launches a layer that do not look at whose token it is, 1.0 GB of weights and 0.2 of keys and values:
+//
+//   attention, cache and choice of a token for each    24 (14 + 2 x 16) + 7 + 2 x 16 = 1,143 launches    1.76 ms    9,100 tokens/s
+//   one for all                                        24 (14 + 2) + 7 + 3 = 394                         0.79 ms   20,300
 //
 // A block takes 8 rows (a row is a token and one of the R heads) of one KV head of one sequence, and one split of its
 // keys; one with less to do than others leaves early. 8, 16 or 32 lanes hold a key, 8 numbers each, for K up to 64, 128 or
