@@ -25,13 +25,14 @@ from backends.interface import Backend
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
-from tinyqwen.sampling import Sampling, sample
+from tinyqwen.sampling import Sampling
 from tinyqwen.step import Span, Step
 from tinyqwen.weights import Node
 
 # Without a body that reads positions on the device, the definition would record one position for ever.
-NEEDED = {"attention", "linear", "rms_norm", "rope", "rope_tables", "sample", "swiglu", "take_rows", "update_cache"}
+NEEDED = {"advance", "attention", "linear", "rms_norm", "rope", "rope_tables", "swiglu", "take_rows", "update_cache"}
 FEW = 256  # as in backends/cuda/sample.py
+CHOICES = 256  # as FEW in backends/cuda/experts.py: beyond, experts are counted on the host
 NEEDED_BY_EXPERTS = {"experts", "route", "sigmoid_gate"}
 
 
@@ -83,7 +84,7 @@ class Recorded:
 
         The sequences' caches have grown by that id, and the caller appends the token.
         """
-        if not self.possible or not all(map(decodes_there, sequences)):
+        if not self.possible or not all(map(decodes_there, sequences)) or self.too_many(len(sequences)):
             return None
         standing, self.standing = self.standing, []  # if this is interrupted, begin anew
         if not self.goes_on(standing, sequences):
@@ -99,6 +100,10 @@ class Recorded:
         self.said = [len(sequence.ids) + 1 for sequence in sequences]
         self.standing = list(sequences)
         return token_N.tolist()
+
+    def too_many(self, N: int) -> bool:
+        """Whether so many tokens choose more experts than the device takes at once."""
+        return bool(self.config.num_experts) and N * self.config.num_experts_per_tok > CHOICES
 
     def goes_on(self, standing: list, sequences: list) -> bool:
         """Whether the device stands where these sequences do: nobody came, left, or was changed since."""
@@ -162,7 +167,7 @@ class Recorded:
 
     def step(self) -> None:
         """What is recorded: the model, the choice of a token, and the step to the next one."""
-        backend, xp, N = self.backend, self.backend.xp, len(self.sequences)
+        backend, N = self.backend, len(self.sequences)
         pasts = [self.position_N[n : n + 1] for n in range(N)]
         spans = tuple(
             Span(n, n + 1, OnDevice(sequence.cache, pasts[n]))  # type: ignore[arg-type]
@@ -170,13 +175,9 @@ class Recorded:
         )
         step = Step(self.token_N, self.position_N, self.position_N, spans, self.rows_N)
         logits_NV = forward(backend, self.config, self.weights, step)[:, : self.vocabulary]
-        sound_N = xp.isfinite(logits_NV).all(axis=1)
-        for n, sequence in enumerate(self.sequences):
-            uniform_1 = self.uniform_N[n : n + 1]
-            chosen = sample(backend, logits_NV[n], self.seen[n], sampling=sequence.sampling, uniform=uniform_1)
-            places = self.token_N[n : n + 1], pasts[n], self.said_N[n : n + 1], self.seen[n]
-            arguments = chosen, sound_N[n : n + 1], *places, np.int32(self.capacities[n])
-            backend.launch("advance_kernel", 1, 1, arguments)
+        samplings = [sequence.sampling for sequence in self.sequences]
+        places = self.token_N, self.position_N, self.said_N, self.seen
+        backend.bodies["advance"](backend, logits_NV, samplings, self.uniform_N, *places)
 
 
 def pinned(xp: Any, count: int, dtype: Any) -> np.ndarray:

@@ -53,6 +53,7 @@ class Cuda(Backend):
         self.stream = xp.cuda.Stream(non_blocking=True)
         self.kept: dict = {}
         self._kernels: dict = {}
+        self._allowed: dict = {}  # bytes of shared memory, by kernel
 
     def run(self, operation: Operation, arrays: tuple, settings: dict, door: Backend | None = None):
         self.enter()
@@ -63,8 +64,13 @@ class Cuda(Backend):
         return super().empty(shape, dtype)
 
     def enter(self) -> None:
-        """Let what this thread does from here on happen in the backend's stream."""
+        """Let what this thread does from here on happen in the backend's stream, behind all that it did before.
+
+        Nothing else orders that: an array that it copied here in the default stream would be read too soon.
+        """
         if getattr(LOCAL, "stream", None) is not self.stream:
+            before = self.xp.cuda.get_current_stream()
+            self.stream.wait_event(before.record())
             self.stream.use()
             LOCAL.stream = self.stream
 
@@ -78,24 +84,23 @@ class Cuda(Backend):
         shared_bytes  dynamic shared memory of a block
         constants     constexpr ints of the text; for each set of them it is compiled once
         """
-        key = name, max(shared_bytes, STATIC_LIMIT), *constants.items()
+        key = name, *constants.items()
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = self.kernel(name, shared_bytes, constants)
+            kernel = self._kernels[key] = self.kernel(name, constants)
+        if shared_bytes > self._allowed.get(key, STATIC_LIMIT):  # never less than before: graphs may rely on it
+            kernel.max_dynamic_shared_size_bytes = self._allowed[key] = shared_bytes
         kernel(triple(grid), triple(block), arguments, shared_mem=shared_bytes)
 
-    def kernel(self, name: str, shared_bytes: int, constants: dict[str, int]):
-        """The compiled kernel of that name, allowed so much shared memory."""
+    def kernel(self, name: str, constants: dict[str, int]):
+        """The compiled kernel of that name."""
         stem = source.KERNELS[name]
         module = self._kernels.get((stem, *sorted(constants.items())))
         if module is None:
             self.compiling(stem)
             module = self.xp.RawModule(code=source.program(stem, **constants), options=OPTIONS)
             self._kernels[stem, *sorted(constants.items())] = module
-        kernel = module.get_function(name)
-        if shared_bytes > STATIC_LIMIT:
-            kernel.max_dynamic_shared_size_bytes = shared_bytes
-        return kernel
+        return module.get_function(name)
 
     def counters(self, count: int):
         """At least so many uint32 zeros, for blocks that count each other; whoever uses them leaves zeros behind.

@@ -10,6 +10,8 @@ from backends.quantised import Quantised
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 F32, BF16, INT8, INT4 = range(4)  # as `enum Format` in numbers.cuh
+SEQUENCES = 32  # of a launch, as in numbers.cuh
+MULTIPROCESSORS = 132  # of an H100 or H200; others have a few less or more
 FORMATS = {np.dtype(np.float32): F32, BFLOAT16: BF16, np.dtype(np.int8): INT8, "int8": INT8, "int4": INT4}
 
 
@@ -52,9 +54,37 @@ def rows_at_once(weight_OI) -> int:
     return 16 if isinstance(weight_OI, Quantised) else 4
 
 
+def is_small(weight_OI) -> bool:
+    """Whether so few blocks would take the rows that they leave a large GPU idle: then more warps share each row."""
+    return -(-weight_OI.shape[0] // rows_at_once(weight_OI)) < 4 * MULTIPROCESSORS
+
+
+def threads_of(weight_OI) -> int:
+    """How many threads a block has that multiplies rows by one token.
+
+    Of few quantised rows as many as have all of them on their way at once, if possible: 32 words of each row a warp.
+    """
+    if not isinstance(weight_OI, Quantised) or not is_small(weight_OI):
+        return 128
+    return threads_for(weight_OI.values.shape[1], 512) if weight_OI.values.shape[1] > 128 else 128
+
+
 def address(view) -> np.uint64:
     """Where a view begins, for a kernel that is told its strides besides: a launch refuses arrays with gaps."""
+    if view is None:
+        return np.uint64(0)
     return np.uint64(view.ctypes.data if isinstance(view, np.ndarray) else view.data.ptr)
+
+
+def table(dtype: np.dtype, rows: list[tuple]) -> np.ndarray:
+    """A struct with one array in it, for a kernel that takes it by value: a launch carries it, nobody copies it.
+
+    >>> table(np.dtype([("first", np.int32), ("T", np.int32)]), [(0, 1), (1, 3)])["of"][:3].tolist()
+    [(0, 1), (1, 3), (0, 0)]
+    """
+    struct = np.zeros((), [("of", dtype, SEQUENCES)])
+    struct["of"][: len(rows)] = rows
+    return struct
 
 
 def threads_for(items: int, most: int = 1024) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from backends.cuda.arrays import empty, plain
-from backends.cuda.attention import WIDEST, attend
+from backends.cuda.attention import WIDEST, attend, stretch
 
 
 def attention_part(backend, q_THK, k_GSK, v_GSK, *, past, window=None):
     if q_THK.shape[2] > WIDEST:
         return NotImplemented
     out_THK, lse_TH = empty(backend, q_THK.shape), empty(backend, q_THK.shape[:2])
-    attend(backend, plain(backend, q_THK), k_GSK, v_GSK, past, window, out_THK, lse_TH)
+    keys = stretch(backend, 0, len(q_THK), k_GSK, v_GSK, past)
+    attend(backend, plain(backend, q_THK), [keys], window, out_THK, lse_TH)
     return out_THK, lse_TH

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import F32, INT8, as_matrix, empty, format_of, launch, plain, rows_at_once
-from backends.cuda.attention import WIDEST, attend
+from backends.cuda.arrays import F32, INT8, as_matrix, empty, format_of, launch, plain, rows_at_once, threads_of
+from backends.cuda.attention import WIDEST, attend, stretch
 from backends.cuda.linear import linear
 from backends.cuda.update_cache import parts_of, visible, write
 from backends.interface import Wrapper
 
-THREADS = 128  # as in matrix.cuh
 LARGEST = 11 << 10  # D: a token in shared memory, in what every GPU gives without being asked
 
 
@@ -28,10 +27,11 @@ def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
     attention, mlp = weights.self_attn, weights.mlp
 
     x_1D = plain(backend, x_TD)
-    q_1HK = norm_qkv(backend, x_1D, weights.input_layernorm.weight, attention, tables[0], cache, layer, H, eps)
+    q_1HK = norm_qkv(backend, x_1D, weights.input_layernorm.weight, attention, tables[0], step.spans, layer, H, eps)
     ((k_GSK, v_GSK),) = visible(cache, layer, 1, None)
     attended_1HK, past_1 = empty(backend, q_1HK.shape), getattr(cache, "past_1", None)
-    attend(backend, q_1HK, k_GSK, v_GSK, k_GSK.shape[1] - 1, None, attended_1HK, past_1=past_1)
+    keys = stretch(backend, 0, 1, k_GSK, v_GSK, k_GSK.shape[1] - 1, past_1)
+    attend(backend, q_1HK, [keys], None, attended_1HK)
     x_1D = linear(backend, attended_1HK.reshape(1, -1), attention.o_proj.weight, add_TO=x_1D)
 
     hidden_1F = norm_gate_up(backend, x_1D, weights.post_attention_layernorm.weight, mlp, eps)
@@ -51,8 +51,9 @@ def fits(weights, config) -> bool:
     return config.head_dim % unit == 0 and config.head_dim <= WIDEST and config.hidden_size <= LARGEST
 
 
-def norm_qkv(backend, x_1D, norm_D, attention, table, cache, layer, H, eps):
+def norm_qkv(backend, x_1D, norm_D, attention, table, spans, layer, H, eps):
     """The turned queries q_1HK; keys and values go into the cache."""
+    cache = spans[0].cache
     kv_2GNK, past_1 = cache.layers[layer], getattr(cache, "past_1", None)
     (_, G, N, K), D = kv_2GNK.shape, x_1D.shape[1]
     places = attention.q_proj, attention.k_proj, attention.v_proj
@@ -70,9 +71,9 @@ def norm_qkv(backend, x_1D, norm_D, attention, table, cache, layer, H, eps):
         past_1, past, *map(np.int32, (D, H, G, N, K)),
     )  # fmt: skip
     blocks = (H + 2 * G) * (K // 2 // rows_at_once(places[0].weight))
-    launch(backend, "norm_qkv_kernel", blocks, THREADS, arguments, 4 * D)
+    launch(backend, "norm_qkv_kernel", blocks, threads_of(places[0].weight), arguments, 4 * D)
     if kv_format == INT8:
-        write(backend, *new, cache, layer)
+        write(backend, *new, spans, layer)
     return q_1HK
 
 
@@ -84,5 +85,5 @@ def norm_gate_up(backend, x_1D, norm_D, mlp, eps):
     head = x_1D, norm_D, format_of(norm_D), np.float32(eps), gate[0]
     arguments = *head, *gate[1:], *up[1:], hidden_1F, np.int32(D), np.int32(F)
     blocks = -(-F // rows_at_once(mlp.gate_proj.weight))
-    launch(backend, "norm_gate_up_kernel", blocks, THREADS, arguments, 4 * D)
+    launch(backend, "norm_gate_up_kernel", blocks, threads_of(mlp.gate_proj.weight), arguments, 4 * D)
     return hidden_1F

@@ -6,7 +6,7 @@ import numpy as np
 
 from backends.cuda.arrays import address, as_matrix, empty, gpu, launch, plain, rows_at_once
 
-FEW = 64  # choices
+FEW = 256  # choices: 32 tokens of 8 experts each, as many as `linear` takes
 THREADS = 128  # as in matrix.cuh
 
 

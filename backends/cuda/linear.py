@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import BFLOAT16, as_matrix, empty, format_of, launch, plain, rows_at_once
+from backends.cuda.arrays import (
+    BFLOAT16,
+    as_matrix,
+    empty,
+    format_of,
+    is_small,
+    launch,
+    plain,
+    rows_at_once,
+    threads_of,
+)
 from backends.cuda.cublas import product
 from backends.cuda.widening import widened
 
@@ -25,10 +35,14 @@ def linear(backend, x_TI, weight_OI, bias_O=None, *, add_TO=None):
     bias_format = np.int32(0) if bias_O is None else format_of(bias_O)
     sizes = np.int32(T), np.int32(O), np.int32(I)
     if out_TO.size:
-        name, tokens = ("linear_kernel", 1) if T == 1 else ("linear_tokens_kernel", TOKENS)
-        grid = -(-O // rows_at_once(weight_OI)), -(-T // tokens)
         arguments = plain(backend, x_TI), *matrix, bias_O, bias_format, add_TO, out_TO, *sizes
-        launch(backend, name, grid, THREADS, arguments)
+        if T == 1 and is_small(weight_OI) and matrix[2] is None:
+            launch(backend, "linear_few_rows_kernel", O, THREADS, arguments)
+        elif T == 1:
+            launch(backend, "linear_kernel", -(-O // rows_at_once(weight_OI)), threads_of(weight_OI), arguments)
+        else:
+            blocks = -(-O // rows_at_once(weight_OI)) * -(-T // TOKENS)
+            launch(backend, "linear_tokens_kernel", blocks, THREADS, arguments)
     return out_TO
 
 

@@ -2,6 +2,7 @@
 
 enum Format { F32, BF16, INT8, INT4 };  // as `arrays.FORMATS`; of a cache, a weight or a vector
 constexpr float LOWEST = -3.0e38f;      // below every score; minus infinity less itself would be NaN
+constexpr int SEQUENCES = 32;           // of a launch: where each lies is a parameter, and a kernel has 4,096 bytes of those
 
 __device__ __forceinline__ float infinite() { return __uint_as_float(0x7f800000u); }
 

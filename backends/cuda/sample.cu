@@ -1,10 +1,13 @@
 // sample() of tinyqwen/sampling.py as a whole, and nobody waits for it: penalty, temperature, top-k, top-p, min-p, a draw.
 //
-// Bytes that must move: the logits, 4 V (600 KB), twice; one block does it, so that takes some 10 us of a step.
+// Bytes that must move: the logits, 4 V (600 KB). Sequences that decode together have blocks of their own, side by side,
+// and how each chooses is a table among the parameters.
 //
-// How the k likeliest are found without sorting 150,000: each thread takes a column of the logits and its largest. Among
-// these 1024 the k-th largest is a bar: whoever is among the k likeliest is not below it. The second look collects all
-// that reach the bar, a few more than k, and those are sorted. Of equals, the lower id comes first, as in the definition.
+// How the k likeliest are found without sorting 150,000: the logits are cut into 1024 columns, and a warp finds the
+// largest of each, many blocks at once: one alone would need 13 us to read that much (16 KB on their way, 340 ns), and
+// twice. Among these 1024 the k-th largest is a bar: whoever is among the k likeliest is not below it. So one block looks
+// again at those k columns that reach the bar, collects all in them that do, a few more than k, and sorts those. Of equals,
+// the lower id comes first, as in the definition.
 
 constexpr int COLUMNS = 1024, MOST = 2048;  // candidates; if more than that tie, the likeliest is taken
 
@@ -34,6 +37,11 @@ __device__ __forceinline__ void sort(u64* item, int size) {
   __syncthreads();
 }
 
+__device__ __forceinline__ u64 warp_largest(u64 x) {
+  for (int mask = 16; mask; mask /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, mask));
+  return x;
+}
+
 __device__ __forceinline__ int power_of_two(int n) {
   int size = 1;
   while (size < n) size *= 2;
@@ -53,38 +61,73 @@ __device__ __forceinline__ void narrow(const u64* candidate, float* mass, int n,
     if (mass[i] / kept < min_p * (1 / kept)) mass[i] = 0;
 }
 
-// logits_V less what the penalty takes, divided by the temperature; ids may be given several times
-extern "C" __global__ __launch_bounds__(256) void temper_kernel(const float* logits_V, float* out_V, float temperature, int V) {
+struct Choice {  // how a sequence chooses; draws 0: it takes the likeliest
+  const long long* seen_S;
+  int S, draws, top_k;
+  float penalty, temperature, top_p, min_p;
+};
+struct Choices { Choice of[SEQUENCES]; };
+
+// logits_NV less what the penalty takes, divided by the temperature; ids may be given several times
+extern "C" __global__ __launch_bounds__(256) void temper_kernel(
+    const float* logits_NV, long long stride, float* out_NV, int V, const __grid_constant__ Choices choices) {
+  const float* logits_V = logits_NV + blockIdx.y * stride;
+  float *out_V = out_NV + (long long)blockIdx.y * V, temperature = choices.of[blockIdx.y].temperature;
   for (int v = blockIdx.x * blockDim.x + threadIdx.x; v < V; v += gridDim.x * blockDim.x) out_V[v] = logits_V[v] / temperature;
 }
 extern "C" __global__ __launch_bounds__(256) void penalise_kernel(
-    const float* logits_V, float* out_V, const long long* seen_N, int N, float penalty, float temperature) {
-  int n = blockIdx.x * blockDim.x + threadIdx.x;
-  if (n >= N) return;
-  float logit = logits_V[seen_N[n]];
-  out_V[seen_N[n]] = (logit < 0 ? logit * penalty : logit / penalty) / temperature;
+    const float* logits_NV, long long stride, float* out_NV, int V, const __grid_constant__ Choices choices) {
+  const Choice& own = choices.of[blockIdx.y];
+  int s = blockIdx.x * blockDim.x + threadIdx.x;
+  if (s >= own.S) return;
+  float logit = logits_NV[blockIdx.y * stride + own.seen_S[s]];
+  out_NV[(long long)blockIdx.y * V + own.seen_S[s]] = (logit < 0 ? logit * own.penalty : logit / own.penalty) / own.temperature;
+}
+
+// The largest of each column, above its id turned round: of equals, the lower id is the larger. A warp takes a column.
+extern "C" __global__ __launch_bounds__(256) void columns_kernel(const float* logits_NV, long long stride, u64* best_NC, int V) {
+  const float* logits_V = logits_NV + blockIdx.y * stride;
+  int column = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, width = (V + COLUMNS - 1) / COLUMNS;
+  u64 best = 0;
+  for (int v = column * width + threadIdx.x % 32; v < min(V, (column + 1) * width); v += 32)
+    best = max(best, (u64)key_of(logits_V[v]) << 32 | ~(unsigned)v);
+  best = warp_largest(best);
+  if (threadIdx.x % 32 == 0) best_NC[(long long)blockIdx.y * COLUMNS + column] = best;
 }
 
 extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
-    const float* logits_V, const double* uniform_1, long long* token_1, int V, int top_k, float top_p, float min_p) {
+    const float* logits_NV, long long stride, const u64* best_NC, const double* uniform_N, long long* token_N, int V,
+    const __grid_constant__ Choices choices) {
   __shared__ u64 candidate[MOST];
   __shared__ float mass[MOST];
   __shared__ unsigned count;
-  u64 best = 0;  // of this thread's column, above the id turned round: of equals, the lower id wins
-  for (int v = threadIdx.x; v < V; v += COLUMNS) best = max(best, (u64)key_of(logits_V[v]) << 32 | ~(unsigned)v);
+  const Choice& own = choices.of[blockIdx.x];
+  const float *logits_V = logits_NV + blockIdx.x * stride, top_p = own.top_p, min_p = own.min_p;
+  long long* token_1 = token_N + blockIdx.x;
+  int top_k = own.top_k, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u64 best = best_NC[(long long)blockIdx.x * COLUMNS + threadIdx.x], largest = warp_largest(best);
+  if (lane == 0) candidate[warp] = largest;
+  __syncthreads();
+  if (warp == 0) largest = warp_largest(candidate[lane]);
+  if (threadIdx.x == 0) *token_1 = ~(unsigned)largest;
+  if (!own.draws) return;
+
+  __syncthreads();
   candidate[threadIdx.x] = best;
   if (threadIdx.x == 0) count = 0;
   sort(candidate, COLUMNS);
-  unsigned likeliest = ~(unsigned)candidate[COLUMNS - 1], bar = candidate[COLUMNS - top_k] >> 32;
+  unsigned bar = candidate[COLUMNS - top_k] >> 32;
   __syncthreads();
-  if (threadIdx.x == 0) *token_1 = likeliest;
-  if (top_k == 1 && uniform_1 == nullptr) return;  // greedy
-
-  for (int v = threadIdx.x; v < V; v += COLUMNS) {
-    unsigned key = key_of(logits_V[v]);
-    if (key < bar) continue;
-    unsigned place = atomicAdd(&count, 1u);
-    if (place < MOST) candidate[place] = (u64)key << 32 | (unsigned)v;
+  int reaches = best && best >> 32 >= bar, width = (V + COLUMNS - 1) / COLUMNS;
+  for (int n = 0; n < 32; n++) {  // each of the warp's 32 columns that has somebody
+    if (!__shfl_sync(0xffffffffu, reaches, n)) continue;
+    int first = (32 * warp + n) * width;
+    for (int v = first + lane; v < min(V, first + width); v += 32) {
+      unsigned key = key_of(logits_V[v]);
+      if (key < bar) continue;
+      unsigned place = atomicAdd(&count, 1u);
+      if (place < MOST) candidate[place] = (u64)key << 32 | (unsigned)v;
+    }
   }
   __syncthreads();
   int n = count;
@@ -110,7 +153,7 @@ extern "C" __global__ __launch_bounds__(COLUMNS) void sample_kernel(
   for (int i = 0; i < n && candidate[i] != ~0ull; i++) total += __uint_as_float((unsigned)candidate[i]), last = i;
   float all = 0;
   for (int i = 0; i <= last; i++) all += __uint_as_float((unsigned)candidate[i]) / total;
-  float dice = (float)*uniform_1 * all;
+  float dice = (float)uniform_N[blockIdx.x] * all;
   int chosen = 0;
   for (; chosen < last; chosen++) {
     sum += __uint_as_float((unsigned)candidate[chosen]) / total;

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cuda.arrays import format_of, launch, plain
+from backends.cuda.arrays import SEQUENCES, address, format_of, launch, plain, table
 
 WARPS = 4  # vectors that a block takes
+# As `struct Room` in update_cache.cu; an address is a uint64.
+ROOM = np.dtype([
+    ("kv_2GNK", np.uint64), ("scale_2GN", np.uint64), ("past_1", np.uint64), ("first", np.int32), ("T", np.int32),
+    ("past", np.int32), ("N", np.int32),
+])  # fmt: skip
 
 
 def update_cache(backend, k_TGK, v_TGK, *, spans, layer, window=None):
+    kept = [span for span in spans if span.cache is not None]
+    if kept:
+        write(backend, plain(backend, k_TGK), plain(backend, v_TGK), kept, layer)
     keys, values = [], []
     for span in spans:
-        k_tGK, v_tGK = k_TGK[span.start : span.stop], v_TGK[span.start : span.stop]
         if span.cache is None:
-            views = [(k_tGK.swapaxes(0, 1), v_tGK.swapaxes(0, 1))]
+            rows = slice(span.start, span.stop)
+            views = [(k_TGK[rows].swapaxes(0, 1), v_TGK[rows].swapaxes(0, 1))]
         else:
-            write(backend, plain(backend, k_tGK), plain(backend, v_tGK), span.cache, layer)
             views = visible(span.cache, layer, span.stop - span.start, window)
         keys.append(views[0][0] if window is None else [k_GSK for k_GSK, _ in views])
         values.append(views[0][1] if window is None else [v_GSK for _, v_GSK in views])
     return keys, values
 
 
-def write(backend, k_TGK, v_TGK, cache, layer) -> None:
-    (T, G, K), kv_2GNK, past_1 = k_TGK.shape, cache.layers[layer], getattr(cache, "past_1", None)
+def write(backend, k_TGK, v_TGK, spans, layer) -> None:
+    """The new keys and values of these sequences into their caches."""
+    _, G, K = k_TGK.shape
+    alike: dict[int, list] = {}
+    for span in spans:
+        alike.setdefault(int(format_of(span.cache.layers[layer])), []).append(span)
+    for format, some in alike.items():
+        for n in range(0, len(some), SEQUENCES):
+            rooms = [room(span, layer) for span in some[n : n + SEQUENCES]]
+            longest = max(span.stop - span.start for span in some[n : n + SEQUENCES])
+            arguments = k_TGK, v_TGK, *map(np.int32, (format, G, K)), table(ROOM, rooms)
+            blocks = -(-2 * G * longest // WARPS), len(rooms)
+            launch(backend, "update_cache_kernel", blocks, 32 * WARPS, arguments)
+
+
+def room(span, layer) -> tuple:
+    """As `struct Room` has it."""
+    kv_2GNK, past_1 = span.cache.layers[layer], getattr(span.cache, "past_1", None)
     stored, scales = parts_of(kv_2GNK)
-    sizes = np.int32(T), np.int32(G), np.int32(kv_2GNK.shape[2]), np.int32(K)
-    past = np.int32(0 if past_1 is not None else cache.length)
-    arguments = k_TGK, v_TGK, format_of(kv_2GNK), stored, scales, past_1, past, *sizes
-    launch(backend, "update_cache_kernel", -(-2 * G * T // WARPS), 32 * WARPS, arguments)
+    past = span.cache.length if past_1 is None else 0
+    return address(stored), address(scales), address(past_1), span.start, span.stop - span.start, past, kv_2GNK.shape[2]
 
 
 def parts_of(kv):

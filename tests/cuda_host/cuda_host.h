@@ -23,11 +23,13 @@
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __align__
+#undef __grid_constant__
 #undef __restrict__
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define CUDA_ON_HOST 1
 using std::isfinite;

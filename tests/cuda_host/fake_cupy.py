@@ -10,6 +10,7 @@ error, as with CuPy. Stricter than CuPy, because there each of these would be a 
 * float64 (`allow_float64`), and kernels given Python numbers, arrays with gaps, or too many threads
 * while a graph is captured: whatever waits for the device, copies from the host, or takes memory of the common pool
 * a replay that touches memory that has been given back meanwhile
+* memory that another stream writes, before anybody has waited for it
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class ndarray:
 
     def get(self, stream=None, out=None, blocking=True):
         """On the host. Not blocking: `out` holds it once somebody has waited for the stream."""
+        (stream or self.device.cuda.current).uses(self.owner)
         if blocking:
             self.device.wait("get")
             return self.memory.copy()
@@ -110,9 +112,13 @@ class ndarray:
         if not (values.flags.c_contiguous and self.memory.flags.c_contiguous):
             raise TypeError("set() wants arrays without gaps")
         self.device.refuse_in_capture("copying from the host")
+        stream = stream or self.device.cuda.current
+        stream.uses(self.owner)
         np.copyto(self.memory, values)
+        self.owner.written = stream.writes()
 
     def item(self):
+        self.device.cuda.current.uses(self.owner)
         self.device.wait("item")
         return self.memory.item()
 
@@ -229,12 +235,15 @@ class FakeCupy:
     def compute(self, function, arguments, keywords, writes: ndarray | None = None):
         """Run a NumPy function on the arrays' memory. What is new becomes device memory, what is a view stays one."""
         inside, inside_keywords = self.unwrap(arguments), {name: self.unwrap(x) for name, x in keywords.items()}
+        operands = [x for x in flat((arguments, tuple(keywords.values()))) if isinstance(x, ndarray)]
+        for operand in operands:
+            self.cuda.current.uses(operand.owner)
         if writes is not None and self.capture:
             self.capture.before_writing(writes.memory)
         with np.errstate(all="ignore"):  # a device gives no warnings
             out = function(*inside, **inside_keywords)
-        operands = [x for x in flat((arguments, tuple(keywords.values()))) if isinstance(x, ndarray)]
         if writes is not None:
+            writes.owner.written = self.cuda.current.writes()
             if self.capture:
                 self.capture.add(lambda: function(*inside, **inside_keywords), owners(operands))
             return None if out is None else writes

@@ -7,6 +7,7 @@ the same memory.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -23,10 +24,13 @@ class OutOfMemoryError(MemoryError):
 
 
 class Owner:
-    """Stands for a piece of device memory; alive as long as some array refers to it."""
+    """Stands for a piece of device memory; alive as long as some array refers to it.
 
-    def __init__(self, pool, memory: np.ndarray):
-        self.pool, self.memory = pool, memory
+    written   in which stream that was last, and as which piece of its work
+    """
+
+    def __init__(self, pool, memory: np.ndarray, written: tuple[Stream, int]):
+        self.pool, self.memory, self.written = pool, memory, written
 
 
 class MemoryPool:
@@ -40,6 +44,9 @@ class MemoryPool:
 
     def free_bytes(self) -> int:
         return 0
+
+    def free_all_blocks(self) -> None:
+        """Nothing is held back here."""
 
 
 class Capture:
@@ -100,23 +107,47 @@ class Graph:
 class Event:
     def __init__(self, stream):
         self.stream, self.count = stream, len(stream.later)
+        self.behind = {**stream.behind, stream: stream.count}
 
     def synchronize(self) -> None:
         self.stream.device.wait("Event.synchronize")
         self.stream.deliver(self.count)
+        self.stream.device.cuda.host_saw(self.behind)
 
 
 class Stream:
-    """Work happens at once; only copies to the host that need not block wait until somebody waits for them."""
+    """Work happens at once; only copies to the host that need not block wait until somebody waits for them.
+
+    On a GPU, what another stream does happens whenever it likes, so using memory that it writes is refused until
+    somebody has waited: this stream for an event, or the host.
+
+    count    pieces of work so far
+    behind   how many pieces of other streams' work are done before this one's next
+    """
 
     def __init__(self, device, non_blocking):
         self.device, self.non_blocking = device, non_blocking
+        self.count = 0
+        self.behind: dict[Stream, int] = {}
         self.later: list = []
         self.delivered = 0
+
+    def writes(self) -> tuple[Stream, int]:
+        """Another piece of work, which writes some memory."""
+        self.count += 1
+        return self, self.count
+
+    def uses(self, owner: Owner) -> None:
+        stream, count = owner.written
+        if stream is not self and count > max(self.behind.get(stream, 0), self.device.cuda.seen.get(stream, 0)):
+            raise RuntimeError("another stream writes this memory, and nobody has waited for it")
 
     def use(self):
         self.device.cuda.current = self
         return self
+
+    def wait_event(self, event: Event) -> None:
+        later(self.behind, event.behind)
 
     def record(self) -> Event:
         return Event(self)
@@ -124,6 +155,7 @@ class Stream:
     def synchronize(self) -> None:
         self.device.wait("Stream.synchronize")
         self.deliver(len(self.later))
+        self.device.cuda.host_saw({**self.behind, self: self.count})
 
     def deliver(self, count: int) -> None:
         for values, out in self.later[self.delivered : count]:
@@ -148,17 +180,35 @@ class Stream:
         return self.device.capture is not None
 
 
+def later(known: dict[Stream, int], news: dict[Stream, int]) -> None:
+    """Of each stream the later point."""
+    for stream, count in news.items():
+        known[stream] = max(known.get(stream, 0), count)
+
+
 class Cuda:
-    """`cupy.cuda`."""
+    """`cupy.cuda`. As there, each thread has a current stream, and begins with the default one."""
 
     MemoryPool, OutOfMemoryError = MemoryPool, OutOfMemoryError
 
     def __init__(self, device, memory: int):
         self.device, self.memory, self.free = device, memory, memory
         self.common_pool = self.pool = MemoryPool()
-        self.current = None
+        self.default, self.seen, self._threads = Stream(device, False), {}, threading.local()
         self.owners: weakref.WeakSet = weakref.WeakSet()
         self.runtime = SimpleNamespace(memGetInfo=lambda: (self.free, self.memory), getDeviceCount=lambda: 1)
+
+    current = property(
+        lambda self: getattr(self._threads, "stream", self.default),
+        lambda self, stream: setattr(self._threads, "stream", stream),
+    )
+
+    def get_current_stream(self) -> Stream:
+        return self.current
+
+    def host_saw(self, behind: dict[Stream, int]) -> None:
+        """The host has waited until that much of each stream was done."""
+        later(self.seen, behind)
 
     def is_available(self) -> bool:
         return True
@@ -187,7 +237,7 @@ class Cuda:
             raise CaptureError("memory of the common pool while a graph is captured")
         if nbytes > self.free:
             raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes")
-        owner = Owner(self.pool, memory)
+        owner = Owner(self.pool, memory, self.current.writes())
         self.owners.add(owner)
         self.free -= nbytes
         weakref.finalize(owner, self.give_back, nbytes)

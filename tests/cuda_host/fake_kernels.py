@@ -17,17 +17,24 @@ class Module:
         if not all(option.startswith(("-", "--")) for option in options):
             raise ValueError(f"no options: {options}")
         self.device, self.library = device, host.Module(code)
+        self.allowed: dict[str, int] = {}  # bytes of dynamic shared memory, by kernel
 
     def get_function(self, name: str) -> Kernel:
-        return Kernel(self.device, name, self.library.get_function(name))
+        return Kernel(self, name)
 
 
 class Kernel:
     """As cupy.RawKernel."""
 
-    def __init__(self, device: FakeCupy, name: str, function):
-        self.device, self.name, self.function = device, name, function
-        self.max_dynamic_shared_size_bytes = STATIC
+    def __init__(self, module: Module, name: str):
+        self.module, self.device, self.name = module, module.device, name
+        self.function = module.library.get_function(name)
+
+    # Of the function in the module, not of this object: CuPy's kernels of one name share it.
+    max_dynamic_shared_size_bytes = property(
+        lambda self: self.module.allowed.get(self.name, STATIC),
+        lambda self, nbytes: self.module.allowed.update({self.name: nbytes}),
+    )
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, *, shared_mem: int = 0) -> None:
         self.check(grid, block, args, shared_mem)
@@ -38,7 +45,10 @@ class Kernel:
 
         if capture := self.device.capture:
             owners = [arg.owner for arg in args if isinstance(arg, ndarray)]
-            owners += [self.device.cuda.owner_of(int(arg)) for arg in args if type(arg) is np.uint64]
+            pointers = [arg for arg, size in zip(args, self.function.sizes) if size < 0]  # a count may be uint64, too
+            addresses = [int(arg) for arg in pointers if type(arg) is np.uint64]
+            addresses += [address for arg in args if host.is_struct(arg) for address in host.addresses_in(arg)]
+            owners += [self.device.cuda.owner_of(address) for address in addresses]
             for owner in owners:
                 capture.before_writing(owner.memory)
             capture.add(launch, owners)
@@ -47,7 +57,7 @@ class Kernel:
     def check(self, grid, block, args, shared_mem) -> None:
         """Refuse what a GPU would refuse, and what it would do wrong."""
         cuda = self.device.cuda
-        if cuda.current is None:
+        if cuda.current is cuda.default:
             raise RuntimeError(f"{self.name}: launched in the default stream, beside everything else")
         if not all(isinstance(size, int) and size > 0 for size in (*grid, *block)):
             raise ValueError(f"{self.name}: a grid of {grid} blocks of {block} threads (CuPy would make a 0 a 1)")
@@ -57,13 +67,14 @@ class Kernel:
             raise ValueError(f"{self.name}: {shared_mem} bytes of shared memory, which nobody has allowed")
         for place, arg in enumerate(args):
             if isinstance(arg, ndarray):
+                cuda.current.uses(arg.owner)
                 if not arg.memory.flags.c_contiguous:
                     raise TypeError(
                         f"{self.name}: argument {place}, of shape {arg.shape}, has gaps: kernels ignore strides"
                     )
-            elif isinstance(arg, np.ndarray):
+            elif isinstance(arg, np.ndarray) and not host.is_struct(arg):
                 raise TypeError(f"{self.name}: argument {place} is a NumPy array")
-            elif arg is not None and not isinstance(arg, np.generic):
+            elif arg is not None and not isinstance(arg, (np.generic, np.ndarray)):
                 raise TypeError(
                     f"{self.name}: argument {place} is a Python {type(arg).__name__}: say np.int32 or np.float32"
                 )

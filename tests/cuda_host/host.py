@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 CACHE = Path(
     os.environ.get("TINYQWEN_CUDA_HOST_CACHE", Path(tempfile.gettempdir()) / f"tinyqwen-cuda-host-{os.getuid()}")
 )
+PARAMETERS = 4096  # bytes of a kernel's; newer drivers take 32,764
 ORDERS = {"ascending": 0, "descending": 1, "random": 20261121}
 OUTCOMES = {1: "threads wait for each other, and none can go on", 2: "a thread ended before a barrier of its block"}
 
@@ -107,7 +108,7 @@ class Kernel:
         self.sizes = list(sizes[: getattr(module.library, f"sizes_{name}")(sizes)])
 
     def __call__(self, grid, block, arguments, shared_mem: int = 0) -> None:
-        """Run it. Arguments are NumPy arrays, None (a null pointer), and scalars as CuPy would pack them.
+        """Run it. Arguments are NumPy arrays, None (a null pointer), structs, and scalars as CuPy would pack them.
 
         Errors: TypeError for arguments of other sizes than the kernel's parameters and for arrays with gaps,
         RuntimeError for barriers that do not fit and for launches that a GPU would refuse.
@@ -128,7 +129,11 @@ class Kernel:
         given = [argument.itemsize for argument in packed]
         if given != wanted:
             raise TypeError(f"{self.name}: arguments of {given} bytes; its parameters have {wanted}")
+        if sum(given) > PARAMETERS:
+            raise TypeError(f"{self.name}: {sum(given)} bytes of arguments; {PARAMETERS} is what every driver takes")
         for n, (argument, size) in enumerate(zip(arguments, self.sizes)):
+            if is_struct(argument):
+                continue
             address = argument is None or isinstance(argument, (np.ndarray, np.uint64))
             if address != (size == -8) and not isinstance(argument, np.uint64):
                 raise TypeError(f"{self.name}: argument {n} is {argument!r}, and should be {'an array' * (size < 0)}")
@@ -136,10 +141,24 @@ class Kernel:
                 raise TypeError(f"{self.name}: argument {n} has gaps: a kernel sees memory, not strides")
 
 
+def is_struct(argument) -> bool:
+    """Whether it is a struct that a kernel takes by value: CuPy passes a NumPy array of one element so."""
+    return isinstance(argument, np.ndarray) and argument.dtype.names is not None and argument.ndim == 0
+
+
+def addresses_in(struct: np.ndarray) -> list[int]:
+    """The addresses in a struct: its numbers of type uint64, less null pointers."""
+    if struct.dtype.names is not None:
+        return [address for name in struct.dtype.names for address in addresses_in(struct[name])]
+    return [int(address) for address in struct.ravel() if address] if struct.dtype == np.uint64 else []
+
+
 def pack(argument) -> np.ndarray:
     """One argument as CuPy would pass it: an array's address, a Python int as 8 bytes, a Python float as 8."""
     if argument is None:
         return np.array([0], np.uint64)
+    if is_struct(argument):
+        return argument
     if isinstance(argument, np.ndarray):
         return np.array([argument.ctypes.data], np.uint64)
     return np.array([argument])

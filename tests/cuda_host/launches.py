@@ -12,10 +12,12 @@ import ml_dtypes
 import numpy as np
 
 from backends.cuda import source
+from backends.cuda.widening import widened
 from backends.quantised import quantise
 from tests.cuda_host.host import HERE, Module
 from tests.cuda_host.on_numpy import OnNumPy
 from tinyqwen.blocks.attention import attention
+from tinyqwen.blocks.attention_parts import merge_parts
 from tinyqwen.blocks.embedding import take_rows
 from tinyqwen.blocks.linear import add, linear
 from tinyqwen.blocks.moe import experts, route, sigmoid_gate
@@ -23,9 +25,9 @@ from tinyqwen.blocks.rms_norm import rms_norm
 from tinyqwen.blocks.rope import rope, rope_tables
 from tinyqwen.blocks.swiglu import swiglu
 from tinyqwen.config import Config
-from tinyqwen.kv_cache import KVCache
+from tinyqwen.kv_cache import KV_FORMATS, KVCache, update_cache
 from tinyqwen.model import forward
-from tinyqwen.sampling import Sampling, sample
+from tinyqwen.sampling import Sampling
 from tinyqwen.step import Span, make_step
 from tinyqwen.weights import random_weights, tree
 
@@ -35,6 +37,18 @@ FORMATS = {
     "int8": lambda matrix: quantise(matrix, 8),
     "int4": lambda matrix: quantise(matrix, 4),
 }
+
+
+class Noting(OnNumPy):
+    """Notes which kernels were launched."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched: set[str] = set()
+
+    def launch(self, name, *rest, **more) -> None:
+        self.launched.add(name)
+        super().launch(name, *rest, **more)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -55,6 +69,13 @@ def matrices(gpu) -> None:
         take_rows(gpu, weight, np.array([4, 0]))
         for T in (1, 3):
             linear(gpu, normal(T, 40), weight, normal(5))
+        widened(gpu, weight)
+    linear(gpu, normal(1, 9), normal(4 * 4 * 132, 9))  # so many rows that no warps share one
+
+
+def reading(gpu) -> None:
+    arguments = np.zeros(4 * 99, np.uint32), np.uint64(99), np.uint32(1), np.zeros(1, np.uint32)
+    gpu.launch("read_kernel", 1, 32, arguments)
 
 
 def choices(gpu) -> None:
@@ -66,13 +87,35 @@ def choices(gpu) -> None:
 
 def tokens(gpu) -> None:
     settings = Sampling(True, temperature=0.7, top_k=9, top_p=0.8, repetition_penalty=1.1)
-    sample(gpu, normal(1100), np.array([3, 4]), sampling=settings, uniform=0.5)
+    ids, seen_S = np.zeros((3, 1), np.int64), np.arange(5)  # an id that is there twice is written twice, and alike
+    gpu.bodies["advance"](gpu, normal(1, 1100), [settings], np.array([0.5]), *ids, [seen_S])
 
 
 def keys(gpu) -> None:
     for S in (5, 130):  # one split, and several that merge
         k_GSK, v_GSK = normal(1, S, 10), normal(1, S, 10)
         attention(gpu, normal(2, 3, 10), [k_GSK], [v_GSK], spans=(Span(0, 2, None),))
+    kv = [normal(1, S, 10) for S in (3, 130)]  # two sequences, of which one has a row block more
+    attention(gpu, normal(5, 3, 10), kv, kv, spans=(Span(0, 1, None), Span(1, 5, None)))
+
+
+def parts(gpu) -> None:
+    outs, lses = (
+        [normal(2, 3, 10) for _ in range(3)],
+        [normal(2, 3), np.full((2, 3), -np.inf, np.float32), normal(2, 3)],
+    )
+    merge_parts(gpu, outs, lses)
+
+
+def caches(gpu) -> None:
+    """Of two sequences, the second at the end of its memory."""
+    config = Config(16, 8, 1, 4, 8, num_key_value_heads=2, head_dim=10)
+    for format in KV_FORMATS:
+        some = [KVCache(gpu, config, format) for _ in range(2)]
+        for cache, T, past in zip(some, (1, 3), (0, 253)):
+            cache.reserve(past + T)
+            cache.length = past
+        update_cache(gpu, normal(4, 2, 10), normal(4, 2, 10), spans=(Span(0, 1, some[0]), Span(1, 4, some[1])), layer=0)
 
 
 def prompts(gpu) -> None:
@@ -97,8 +140,11 @@ def bug(name: str) -> None:
 def main() -> None:
     if sys.argv[1] != "all":
         return bug(sys.argv[1])
-    for launches in (small, matrices, choices, tokens, keys, prompts, layers):
-        launches(OnNumPy())
+    gpu = Noting()
+    for launches in (small, matrices, reading, choices, tokens, keys, parts, caches, prompts, layers):
+        launches(gpu)
+    if missing := source.KERNELS.keys() - gpu.launched:
+        raise SystemExit(f"nobody has launched {', '.join(sorted(missing))}: add a launch here")
     print(f"{len(source.KERNELS)} kernels, all fine")
 
 

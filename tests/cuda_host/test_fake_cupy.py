@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,8 +82,9 @@ def test_cupy_has_what_the_backend_asks_of_its_machinery():
     from cupy import cuda
 
     for thing, names in {
-        cuda: "MemoryPool using_allocator Stream Event alloc_pinned_memory is_available",
-        cuda.Stream: "use begin_capture end_capture is_capturing record synchronize",
+        cuda: "MemoryPool using_allocator Stream Event alloc_pinned_memory get_current_stream is_available",
+        cuda.MemoryPool: "malloc free_bytes free_all_blocks",
+        cuda.Stream: "use begin_capture end_capture is_capturing record synchronize wait_event",
         cuda.Event: "synchronize",
         cuda.Graph: "launch upload",
         cuda.runtime: "memGetInfo getDeviceCount getDeviceProperties driverGetVersion runtimeGetVersion",
@@ -142,6 +144,33 @@ def test_memory_ends_and_is_given_back():
     xp.zeros(200_000, np.float32)
 
 
+# ---- streams ----
+
+
+def test_what_another_stream_writes_must_be_waited_for(xp, double):
+    x = xp.asarray(np.float32([1, 2, 3]))  # in the stream of the fixture
+    first = xp.cuda.get_current_stream()
+    second = xp.cuda.Stream(non_blocking=True).use()
+    out = xp.zeros(3, np.float32)
+    arguments = x, out, np.int32(3), np.float32(1)
+    for use in (lambda: x + 1, lambda: double((1,), (32,), arguments), x.get, lambda: x.__setitem__(0, 1)):
+        with pytest.raises(RuntimeError, match="another stream"):
+            use()
+    second.wait_event(first.record())
+    double((1,), (32,), arguments)
+    assert out.get().tolist() == [2, 4, 6]
+    first.use()
+    with pytest.raises(RuntimeError, match="another stream"):
+        out.get()
+    second.synchronize()
+    assert out.get().tolist() == [2, 4, 6]
+
+
+def test_each_thread_begins_in_the_default_stream(xp, stream):
+    with ThreadPoolExecutor(1) as beside:
+        assert beside.submit(xp.cuda.get_current_stream).result() is not stream is xp.cuda.get_current_stream()
+
+
 # ---- kernels ----
 
 
@@ -175,6 +204,61 @@ def test_a_launch_that_a_gpu_refuses_is_refused(xp, double, grid, block, shared)
     arguments = xp.zeros(3, np.float32), xp.zeros(3, np.float32), np.int32(3), np.float32(0.5)
     with pytest.raises((ValueError, RuntimeError)):
         double(grid, block, arguments, shared_mem=shared)
+
+
+def test_kernels_of_one_name_share_what_they_are_allowed(xp, stream):
+    """So a backend that allows one of them less takes it from the other."""
+    if why := host.missing():
+        pytest.skip(why)
+    module, arguments = Module(xp, DOUBLE, ()), (xp.zeros(3, np.float32),) * 2 + (np.int32(3), np.float32(1))
+    first, second = (module.get_function("double_kernel") for _ in range(2))
+    first.max_dynamic_shared_size_bytes = 100 << 10
+    second((1,), (32,), arguments, shared_mem=90 << 10)
+    second.max_dynamic_shared_size_bytes = 60 << 10
+    with pytest.raises(ValueError, match="nobody has allowed"):
+        first((1,), (32,), arguments, shared_mem=90 << 10)
+
+
+COPY = """
+struct Places { const float* from; float* to; int n, unused; };
+extern "C" __global__ void copy_kernel(const __grid_constant__ Places places) {
+  if (threadIdx.x < places.n) places.to[threadIdx.x] = places.from[threadIdx.x];
+}
+"""
+PLACES = [("from", np.uint64), ("to", np.uint64), ("n", np.int32), ("unused", np.int32)]
+
+
+@pytest.fixture
+def copy(xp, stream):
+    if why := host.missing():
+        pytest.skip(why)
+    return Module(xp, COPY, ()).get_function("copy_kernel")
+
+
+def places(x, out):
+    return np.array((x.data.ptr, out.data.ptr, len(x), 0), PLACES)
+
+
+def test_a_struct_is_taken_by_value(xp, copy):
+    x, out = xp.arange(3).astype(np.float32), xp.zeros(3, np.float32)
+    copy((1,), (32,), (places(x, out),))
+    assert out.get().tolist() == [0, 1, 2]
+
+
+def test_a_struct_of_another_size_and_one_of_several_elements_are_refused(xp, copy):
+    """CuPy passes NumPy arrays of one element by value, whatever their size, and no others."""
+    x = xp.zeros(3, np.float32)
+    for wrong in (np.zeros((), PLACES[:2]), np.array([places(x, x)] * 2)):
+        with pytest.raises(TypeError):
+            copy((1,), (32,), (wrong,))
+
+
+def test_parameters_that_only_new_drivers_take_are_refused(xp, stream, copy):
+    text = COPY.replace("int n,", "int n, more[1024],")
+    large = Module(xp, text, ()).get_function("copy_kernel")
+    fields = [*PLACES[:3], ("more", np.int32, 1024), PLACES[3]]
+    with pytest.raises(TypeError, match="4096"):
+        large((1,), (32,), (np.zeros((), fields),))
 
 
 # ---- graphs ----
@@ -226,6 +310,17 @@ def test_a_replay_on_memory_that_is_gone_is_refused(xp, stream):
     arrays = {"x": xp.zeros(3, np.float32), "out": xp.zeros(3, np.float32)}
     graph, _pool = captured(xp, stream, lambda: arrays["out"].__setitem__(slice(3), arrays["x"] + 1))
     graph.launch()
+    del arrays["x"]
+    with pytest.raises(RuntimeError, match="given back"):
+        graph.launch()
+
+
+def test_a_replay_knows_what_a_structs_addresses_point_to(xp, stream, copy):
+    arrays = {"x": xp.arange(3).astype(np.float32), "out": xp.zeros(3, np.float32)}
+    graph, _pool = captured(xp, stream, lambda: copy((1,), (32,), (places(**arrays),)))
+    assert arrays["out"].get().tolist() == [0, 0, 0]
+    graph.launch()
+    assert arrays["out"].get().tolist() == [0, 1, 2]
     del arrays["x"]
     with pytest.raises(RuntimeError, match="given back"):
         graph.launch()

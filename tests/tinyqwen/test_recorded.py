@@ -84,6 +84,30 @@ def test_several_sequences_of_several_kinds(cuda, graphs):
     assert said["cuda"] == said["numpy"] and len(graphs()) >= 3
 
 
+def test_company_adds_no_launch(cuda, monkeypatch):
+    """Four sequences are as many launches a step as two: attention, cache and choice are one for all."""
+    launched, launch, forward = [], cuda.launch, Recorded.step
+    monkeypatch.setattr(cuda, "launch", lambda name, *all, **more: (launched.append(name), launch(name, *all, **more)))
+    monkeypatch.setattr(Recorded, "step", lambda self: (launched.clear(), forward(self)))
+    said, steps = [], []
+    for N in (2, 4):
+        sequences = [start(cuda, FUSED, 5, n, (Sampling(), HOT)[n % 2], count=9) for n in range(N)]
+        said.append(run(cuda, FUSED, sequences))
+        steps.append(list(launched))
+    assert steps[0] == steps[1] and said[0] == said[1][:2]
+    assert steps[0].count("attention_kernel") == steps[0].count("update_cache_kernel") == FUSED.num_hidden_layers
+
+
+def test_experts_of_many_sequences(cuda, graphs, monkeypatch):
+    """80 choices are recorded; with more than the device takes at once, each step is run by itself."""
+    config, said = CONFIGS["moe"], []
+    for most in (256, 79):
+        monkeypatch.setattr("tinyqwen.recorded.CHOICES", most)
+        said.append(run(cuda, config, [start(cuda, config, 3, n, count=4) for n in range(20)]))
+    assert said[0] == said[1] == run(NUMPY, config, [start(NUMPY, config, 3, n, count=4) for n in range(20)])
+    assert len(graphs()) == 1
+
+
 def test_a_cache_that_grows_gets_another_graph(cuda, graphs):
     said = [run(backend, FUSED, [start(backend, FUSED, 250, count=20)]) for backend in (NUMPY, cuda)]
     assert said[0] == said[1] and len(graphs()) == 2
@@ -166,7 +190,7 @@ def test_what_cannot_be_recorded_runs_step_by_step(cuda, graphs):
     assert run(cuda, FUSED, [start(cuda, FUSED, sampling=wide)]) == run(
         NUMPY, FUSED, [start(NUMPY, FUSED, sampling=wide)]
     )
-    del cuda.bodies["sample"]
+    del cuda.bodies["advance"]
     assert run(cuda, FUSED, [start(cuda, FUSED)]) == run(NUMPY, FUSED, [start(NUMPY, FUSED)])
     assert graphs() == []
 

@@ -69,19 +69,21 @@ def weights_on(backend: Any, config: Config, format: str) -> Node:
     return tree(fill(config, make))
 
 
-def decode(backend: Any, config: Config, weights: Node, depth: int, tokens: int) -> float:
-    """Tokens a second of one sequence behind a text of `depth` tokens, the host's part included."""
-    ids = some_ids(config.vocab_size, 1, max(depth, 1))[0].tolist()
-    running = Running(ids, KVCache(backend, config, "bf16"), Sampling(), depth + tokens + 2 * WARM)
-    steps = (event for event in generate(backend, config, weights, [running]) if event.token is not None)
-    for _ in range(WARM):
+def decode(backend: Any, config: Config, weights: Node, depth: int, tokens: int, sequences: int = 1) -> float:
+    """Tokens a second of all sequences, each behind a text of `depth` tokens, the host's part included."""
+    running = [
+        Running(ids, KVCache(backend, config, "bf16"), Sampling(), depth + tokens + 2 * WARM)
+        for ids in some_ids(config.vocab_size, sequences, max(depth, 1)).tolist()
+    ]
+    steps = (event for event in generate(backend, config, weights, running) if event.token is not None)
+    for _ in range(WARM * sequences):
         next(steps)
     start = time.perf_counter()
-    for _ in range(tokens):
+    for _ in range(tokens * sequences):
         next(steps)
     taken = time.perf_counter() - start
     steps.close()
-    return tokens / taken
+    return tokens * sequences / taken
 
 
 def prefill(backend: Any, config: Config, weights: Node, tokens: int, rounds: int = 3) -> float:
@@ -99,7 +101,7 @@ def prefill(backend: Any, config: Config, weights: Node, tokens: int, rounds: in
 def measure(
     backend: Any, name: str, config: Config, format: str, limits: Limits,
     depths: tuple[int, ...] = (0, 2048), prompts: tuple[int, ...] = (512, 2048), tokens: int = 256,
-    report: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None, together: tuple[int, ...] = (),
 ) -> Iterator[dict]:  # fmt: skip
     """A row for each question: model, format, what, tokens_s, ceiling (tokens a second), share."""
     needed, free = weight_bytes(config, format), backend.free_bytes()
@@ -118,6 +120,11 @@ def measure(
         report(f"{name} {format}: decode behind {depth}")
         floor = work(config, format, "bf16", 1, depth + WARM + tokens // 2).seconds(limits, format)
         yield row(f"decode behind {depth}", decode(backend, config, weights, depth, tokens), floor)
+    for sequences in together:
+        report(f"{name} {format}: {sequences} sequences together")
+        floor = work(config, format, "bf16", 1, WARM + tokens // 2, sequences).seconds(limits, format) / sequences
+        speed = decode(backend, config, weights, 0, tokens, sequences)
+        yield row(f"{sequences} together", speed, floor)
     for prompt in prompts:
         report(f"{name} {format}: prompt of {prompt}")
         floor = work(config, format, "bf16", prompt).seconds(limits, format) / prompt

@@ -1,19 +1,26 @@
 """Everything that only a GPU can show, in one command and under ten minutes:
 
-    python -m tinyqwen.bench.gpu_check              all stages, one after the other
-    python -m tinyqwen.bench.gpu_check tests decode    some of them
+    python -m tinyqwen.bench.gpu_check                  all stages, one after the other
+    python -m tinyqwen.bench.gpu_check kernels decode   some of them
 
-    doctor      what this machine has
-    tests       the tests that have so far run on an emulated device, on this one
-    sanitizer   kernels under compute-sanitizer, where that is installed: bounds, races
-    ceilings    how fast memory is read, how fast products are
-    graphs      what a launch costs alone and in a graph
-    decode      tokens a second of each size, prompts too, beside the ceilings
-    tokens      256 tokens, greedily, of the 0.5B's shape: the same as the cpu backend's?
-    peers       transformers, eager and compiled, where it is installed
+What matters most comes first: numbers of kernels that are wrong would be worth nothing.
 
-Each stage is a process of its own with a time limit, and what it found is in the results file before the next begins:
-start the command again, and it goes on where it stopped. One that fails says why, and the others run.
+    stage      limit   expected
+    doctor      15 s        4 s   what this machine has
+    kernels     70 s       35 s   every kernel at a real model's sizes against its definition; compiles them (12 s)
+    ceilings    25 s        8 s   how fast memory is read, how fast products are
+    decode     120 s       60 s   tokens a second of each size, prompts and 16 sequences too, beside the ceilings
+    tokens      65 s       45 s   256 tokens, greedily, of the 0.5B's shape: the same as the cpu backend's?
+    tests      100 s       70 s   the tests that have so far run on an emulated device, on this one
+    graphs      15 s        5 s   what a launch costs alone and in a graph
+    peers      120 s      100 s   transformers, eager and compiled, where it is installed
+    sanitizer   60 s       50 s   kernels under compute-sanitizer, where that is installed: bounds, races
+
+What is expected is arithmetic for an H200 and 16 cores; nobody has measured it. Nothing is downloaded.
+
+Each stage is a process of its own with a time limit: one that fails, or takes the device down with it, says why, and
+the others run. What it has found is in the results file all the time, and as text in one beside it, so that who is cut
+off in the middle has it; start the command again, and it goes on with the stages that are not done.
 """
 
 from __future__ import annotations
@@ -25,7 +32,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,14 +40,17 @@ from typing import Any
 import numpy as np
 
 import backends
+from tinyqwen.bench import gpu, gpu_kernels
+from tinyqwen.bench.found import keep, kept, words
 
 RESULTS = Path(__file__).parent / "results"
-LIMITS = {"doctor": 20, "tests": 150, "sanitizer": 60, "ceilings": 30, "graphs": 20, "decode": 140, "tokens": 50,
-          "peers": 120}  # fmt: skip
-TESTS = ("tests/tinyqwen/test_recorded.py", "tests/tinyqwen/blocks", "tests/test_goldens.py",
-         "tests/tinyqwen/test_model.py", "tests/backends/cuda", "tests/tinyqwen/test_kv_cache.py")  # fmt: skip
+LIMITS = {"doctor": 15, "kernels": 70, "ceilings": 25, "decode": 120, "tokens": 65, "tests": 100, "graphs": 15,
+          "peers": 120, "sanitizer": 60}  # fmt: skip
+TESTS = ("tests/tinyqwen/test_recorded.py", "tests/tinyqwen/test_model.py", "tests/tinyqwen/test_kv_cache.py",
+         "tests/test_goldens.py", "tests/tinyqwen/blocks")  # fmt: skip
 MODELS = (("0.5B", "bf16"), ("0.5B", "int8"), ("0.5B", "int4"), ("1.5B", "bf16"), ("7B", "bf16"), ("7B", "int4"),
           ("57B-A14B", "bf16"))  # fmt: skip
+TOKENS = 256  # that both backends say
 Found = dict[str, Any]
 
 
@@ -54,13 +63,26 @@ def doctor() -> Iterator[Found]:
     yield examine()
 
 
+def kernels() -> Iterator[Found]:
+    """Those of the 0.5B, and attention as the 7B has it: 128 numbers a head."""
+    from tinyqwen.sizes import SIZES
+
+    backend: Any = backends.get("cuda")
+    rows: list[Found] = []
+    for size, some in (("0.5B", gpu_kernels.cases), ("7B", gpu_kernels.attentions)):
+        for row in gpu_kernels.compared(backend, some(SIZES[size].config())):
+            rows.append({"model": size, **row})
+            wrong = [row for row in rows if not row["fine"]]
+            yield {"compared": len(rows), **({"failed": wrong} if wrong else {}), "rows": rows}
+
+
 def tests() -> Iterator[Found]:
     """The suite on the real device: those of its tests whose backend is `cuda-device`."""
     places = [place for place in TESTS if Path(place).exists()]
     if not places:
         yield {"skipped": "no tests here: run this in a clone of the repository"}
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda-device", "--tb=short", *places]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda-device", "--tb=short", "--maxfail=20", *places]
     yield checked(process(command, LIMITS["tests"] - 5))
 
 
@@ -69,16 +91,14 @@ def sanitizer() -> Iterator[Found]:
     if not tool:
         yield {"skipped": "compute-sanitizer is not installed; it comes with the CUDA toolkit"}
         return
-    few = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "cuda-device and greedy and (fused or moe)", TESTS[0]]
+    few = [sys.executable, "-m", "tinyqwen.bench.gpu_kernels"]
     for name in ("memcheck", "racecheck"):
         found[name] = checked(process([tool, "--tool", name, "--error-exitcode", "9", *few], LIMITS["sanitizer"] // 2))
         yield found
 
 
 def ceilings() -> Iterator[Found]:
-    from tinyqwen.bench.gpu import ceilings as measured
-
-    yield measured(backends.get("cuda"))._asdict()
+    yield gpu.ceilings(backends.get("cuda"))._asdict()
 
 
 def graphs() -> Iterator[Found]:
@@ -103,19 +123,22 @@ def graphs() -> Iterator[Found]:
 
 
 def decode() -> Iterator[Found]:
-    from tinyqwen.bench import gpu
     from tinyqwen.sizes import SIZES
 
     backend: Any = backends.get("cuda")
     limits, rows = gpu.ceilings(backend), []
     for size, format in MODELS:
-        for row in gpu.measure(backend, size, SIZES[size].config(), format, limits, report=say):
-            rows.append(row)
+        try:
+            for row in gpu.measure(backend, size, SIZES[size].config(), format, limits, report=say, together=(16,)):
+                rows.append(row)
+                yield {"rows": rows}
+        except Exception as error:  # the others may do
+            rows.append({"model": size, "format": format, "failed": f"{type(error).__name__}: {error}"[:500]})
             yield {"rows": rows}
         backend.xp.get_default_memory_pool().free_all_blocks()
 
 
-def tokens(count: int = 256) -> Iterator[Found]:
+def tokens() -> Iterator[Found]:
     """Greedy tokens of random weights on both backends; where they part, how near the tie was."""
     from tinyqwen.checkpoint.upload import upload
     from tinyqwen.generate import Running, generate
@@ -131,13 +154,13 @@ def tokens(count: int = 256) -> Iterator[Found]:
     for name in ("cpu", "cuda"):
         backend: Any = backends.get(name)
         weights = upload(backend, here) if name == "cuda" else here
-        running = Running(list(range(1, 17)), KVCache(backend, config), Sampling(), 999, max_new_tokens=count)
+        running = Running(list(range(1, 17)), KVCache(backend, config), Sampling(), 999, max_new_tokens=TOKENS)
         for _ in generate(backend, config, weights, [running]):
             pass
         said[name] = running.ids
     same = next((n for n, (one, other) in enumerate(zip(said["cpu"], said["cuda"])) if one != other), None)
     if same is None:
-        yield {"same": count}
+        yield {"same": TOKENS}
         return
     step = make_step([(said["cpu"][:same], None)])
     logits_V = forward(backends.get("cpu"), config, here, step)[0]
@@ -161,8 +184,8 @@ def peers() -> Iterator[Found]:
 
 
 STAGES: dict[str, Callable[[], Iterator[Found]]] = {
-    "doctor": doctor, "tests": tests, "sanitizer": sanitizer, "ceilings": ceilings, "graphs": graphs, "decode": decode,
-    "tokens": tokens, "peers": peers,
+    "doctor": doctor, "kernels": kernels, "ceilings": ceilings, "decode": decode, "tokens": tokens, "tests": tests,
+    "graphs": graphs, "peers": peers, "sanitizer": sanitizer,
 }  # fmt: skip
 
 
@@ -191,28 +214,29 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(stage: str) -> Found:
+def run(stage: str, file: Path) -> None:
     """One stage in a process of its own; what it had found when its time was over counts."""
+    keep(file, stage, {"unfinished": True})
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "found.json")
-        done = process([sys.executable, "-m", "tinyqwen.bench.gpu_check", stage, "--inside", str(file)], LIMITS[stage])
-        found = json.loads(file.read_text()) if file.exists() else {}
+    command = [sys.executable, "-m", "tinyqwen.bench.gpu_check", stage, "--inside", "--out", str(file)]
+    done = process(command, LIMITS[stage])
+    found = kept(file)[stage]
+    found.pop("unfinished", None)
     if done["code"] != 0:
         found["failed"] = done["output"].strip()[-1500:]
-    return {**found, "seconds": round(time.perf_counter() - start, 1)}
+    keep(file, stage, {**found, "seconds": round(time.perf_counter() - start, 1)})
 
 
 def inside(stage: str, file: Path) -> None:
     """The stage itself: what it has found is in the file all the time."""
     for found in STAGES[stage]():
-        beside = file.with_suffix(".new")
-        beside.write_text(json.dumps(found))
-        beside.replace(file)
+        keep(file, stage, {**found, "unfinished": True})
 
 
 def failed(found: Any) -> bool:
     """Whether `failed` is said anywhere in there."""
+    if isinstance(found, list):
+        return any(map(failed, found))
     return isinstance(found, dict) and ("failed" in found or any(map(failed, found.values())))
 
 
@@ -223,30 +247,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all of them")
     parser.add_argument("--out", type=Path, help="the results file (default: gpu-DATE.json beside the other results)")
     parser.add_argument("--again", action="store_true", help="run stages that have results already, too")
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.inside:
-        inside(given.stages[0], given.inside)
-        return 0
     if strangers := [stage for stage in given.stages if stage not in STAGES]:
         parser.error(f"no stage {strangers[0]!r}; there are {', '.join(STAGES)}")
+    file = (given.out or RESULTS / f"gpu-{datetime.date.today()}.json").with_suffix(".json")
+    if given.inside:
+        inside(given.stages[0], file)
+        return 0
     name, why = backends.choose()
     if name != "cuda":
         print(f"gpu_check: {why or 'no NVIDIA driver on this machine'}", file=sys.stderr)
         return 1
-    file = given.out or RESULTS / f"gpu-{datetime.date.today()}.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
     for stage in given.stages or STAGES:
-        if stage in found and not failed(found[stage]) and not given.again:
+        before = kept(file).get(stage)
+        if before and not failed(before) and "unfinished" not in before and not given.again:
             say(f"{stage}: there already")
             continue
         say(f"{stage}: up to {LIMITS[stage]} s")
-        found[stage] = run(stage)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n")
-        say(f"{stage}: {'FAILED' if failed(found[stage]) else 'done'} in {found[stage]['seconds']} s")
+        run(stage, file)
+        found = kept(file)[stage]
+        say(
+            "\n".join(
+                words({stage: {name: value for name, value in found.items() if stage != "kernels" or name != "rows"}})
+            )
+        )
+        say(f"{stage}: {'FAILED' if failed(found) else 'done'} in {found['seconds']} s")
     print(file)
-    return 1 if failed(found) else 0
+    return 1 if failed(kept(file)) else 0
 
 
 if __name__ == "__main__":

@@ -77,3 +77,13 @@ def test_keys_in_many_splits(gpu, format, seed, T, past, R, K, window):
     spans = (Span(0, T, None),)
     out_THK = attention(gpu, q_THK, [keys], [values], spans=spans, window=window)
     assert_close(out_THK, attention(NUMPY, q_THK, [keys], [values], spans=spans, window=window), 5e-6)
+
+
+def test_a_prompt_of_any_length_is_a_grid_that_a_gpu_takes(gpu, monkeypatch):
+    """A GPU takes 65,535 blocks in y and in z, and two thousand million in x."""
+    grids = []
+    monkeypatch.setattr(gpu, "launch", lambda name, grid, *rest, **more: grids.append(grid))
+    T, kv_GSK = 131_072, np.zeros((1, 131_072, 1), np.float32)
+    attention(gpu, np.zeros((T, 7, 1), np.float32), [kv_GSK], [kv_GSK], spans=(Span(0, T, None),))
+    ((x, y, z),) = grids
+    assert x == T * 7 // 8 and max(y, z) <= 65_535

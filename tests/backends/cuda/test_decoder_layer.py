@@ -20,18 +20,21 @@ CONFIG = Config(
     head_dim=32, vocab_size=50,
 )  # fmt: skip
 NUMPY = backends.get("numpy")
+# Keys that are rounded fall on another step where they lie between two; then a logit moves by far more than noise.
+ALLOWED = {"f32": 2e-5, "bf16": 1e-3, "int8": 2e-3}
 
 
-@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")])
+@pytest.mark.parametrize(
+    ("format", "kv"), [("f32", "f32"), ("bf16", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "f32")]
+)
 def test_equals_the_steps(gpu, format, kv, monkeypatch):
     weights, launched, launch = in_format(CONFIG, format, scale=0.2), [], gpu.launch
     monkeypatch.setattr(gpu, "launch", lambda name, *rest, **more: (launched.append(name), launch(name, *rest, **more)))
     alone = decoded(gpu, CONFIG, weights, 4, 3, kv)
     assert launched.count("norm_qkv_kernel") == 3 * 2 and launched.count("norm_gate_up_kernel") == 3 * 2
-    # Keys rounded to 8 bits fall on another step where they lie between two; then a logit moves by far more than noise.
-    assert_close(alone, decoded(NUMPY, CONFIG, weights, 4, 3, kv), 2e-3 if kv == "int8" else 2e-5)
+    assert_close(alone, decoded(NUMPY, CONFIG, weights, 4, 3, kv), ALLOWED[kv])
     watched = Recording(gpu)
-    assert_close(decoded(watched, CONFIG, weights, 4, 3, kv), alone, 2e-3 if kv == "int8" else 2e-5)
+    assert_close(decoded(watched, CONFIG, weights, 4, 3, kv), alone, ALLOWED[kv])
     assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.names)
 
 

@@ -25,8 +25,10 @@ def cuda():
 ], ids=["bf16", "int8", "int4", "moe"])  # fmt: skip
 def test_every_question_gets_a_row_with_its_share_of_the_ceiling(cuda, config, format):
     limits = gpu.ceilings(cuda, quick=True)
-    found = list(gpu.measure(cuda, "tiny", config, format, limits, depths=(0, 40), prompts=(40,), tokens=3))
-    assert [row["what"] for row in found] == ["decode behind 0", "decode behind 40", "prompt of 40"]
+    found = list(
+        gpu.measure(cuda, "tiny", config, format, limits, depths=(0, 40), prompts=(40,), tokens=3, together=(2,))
+    )
+    assert [row["what"] for row in found] == ["decode behind 0", "decode behind 40", "2 together", "prompt of 40"]
     assert all(row["tokens_s"] > 0 and row["share"] == pytest.approx(row["tokens_s"] / row["ceiling"]) for row in found)
 
 
