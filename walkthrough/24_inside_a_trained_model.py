@@ -86,7 +86,7 @@ heat(share_LHTS[layer, head, second[:10], :22], spelled[period : period + 10], s
 # ## Taken away
 # Looking is not yet use. So take heads away: the columns of `o_proj` that read a head become zero, and nothing
 # that it found reaches the residual stream. Then ask what is held out: needles, which need a look back, and
-# whether a number is odd, which does not.
+# facts about Qwen2, which need one only to say a model's name again.
 
 
 # %%
@@ -108,9 +108,9 @@ def asked(chosen, task, count=40):
 copying = [(layer, head) for layer, head in np.argwhere(induction_LH > 0.4).tolist()]
 others = [(layer, head) for layer in range(L) for head in range(H) if (layer, head) not in copying and layer == L - 1]
 chosen = {"all heads": [], "without those that copy": copying, "without the layer's others": others}
-found = {name: [asked(heads, task) for task in ("pairs", "parity")] for name, heads in chosen.items()}
+found = {name: [asked(heads, task) for task in ("pairs", "unseen")] for name, heads in chosen.items()}
 print("those that copy:", *(f"layer {layer} head {head}," for layer, head in copying), "others:", len(others))
-table("model  pairs  odd or even", *((name, *(f"{100 * share:.0f} %" for share in row)) for name, row in found.items()))
+table("model  pairs  facts", *((name, *(f"{100 * share:.0f} %" for share in row)) for name, row in found.items()))
 
 # %% [markdown]
 # ## Particular to this model

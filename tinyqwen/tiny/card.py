@@ -1,8 +1,9 @@
 """What the embedded model can do, measured: `scores.json`, and the tables of its card that are made from it.
 
-python -m tinyqwen.tiny.card FOLDER [--write]        examine a model; --write: into this package, for the card
+python -m tinyqwen.tiny.card FOLDER [--sibling FOLDER] [--write]     --write: into this package, for the card
 
 goals     what the model was made for, each with the rate that it has to reach
+sibling   the same of the mixture of experts that was made from it
 tasks     every task of the generators, held-out items only
 needles   one town among sentences, at the trained length and beyond, with each way to look that far
 """
@@ -107,13 +108,16 @@ def needles(runtime: Runtime, trials: int) -> list[dict[str, Any]]:
     return found
 
 
-def examine(folder: Path, asked: int, trials: int) -> dict[str, Any]:
+def goals(runtime: Runtime, asked: int) -> list[dict[str, Any]]:
+    return [{**measured(goal.name, runtime, list(items_of(goal, asked))), "goal": goal.rate} for goal in GOALS]
+
+
+def examine(folder: Path, sibling: Path | None, asked: int, trials: int) -> dict[str, Any]:
     """All of it, ready for JSON."""
     runtime = load(folder)
     return {
-        "goals": [
-            {**measured(goal.name, runtime, list(items_of(goal, asked))), "goal": goal.rate} for goal in GOALS
-        ],
+        "goals": goals(runtime, asked),
+        "sibling": goals(load(sibling), asked) if sibling else [],
         "tasks": [
             measured(task, runtime, list(items_of(Goal(task, (task,), 0), max(1, asked // 2)))) for task in TASKS
         ],
@@ -132,8 +136,10 @@ def percent(one: dict[str, Any]) -> str:
 
 def tables(facts: dict[str, Any]) -> str:
     """The figures, in Markdown."""
-    goals = [
-        (one["name"], f"{100 * one['goal']:.0f}", percent(one), f"{100 * one['ended'] / one['asked']:.1f}")
+    siblings = {one["name"]: percent(one) for one in facts["sibling"]}
+    reached = [
+        (one["name"], f"{100 * one['goal']:.0f}", percent(one), f"{100 * one['ended'] / one['asked']:.1f}",
+         siblings.get(one["name"], "-"))
         for one in facts["goals"]
     ]  # fmt: skip
     tasks = [(one["name"], percent(one)) for one in facts["tasks"]]
@@ -141,7 +147,7 @@ def tables(facts: dict[str, Any]) -> str:
     by_way = {way: {one["length"]: one for one in facts["needles"] if one["way"] == way} for way in WAYS}
     looked = [(f"`{way}`", *(percent(found[length]) for length in lengths)) for way, found in by_way.items()]
     return "\n\n".join((
-        table(("goal", "to reach", "right, in percent", "ended by itself"), goals),
+        table(("goal", "to reach", "right, in percent", "ended by itself", "its sibling"), reached),
         table(("needle: run as", *(f"{length} tokens" for length in lengths)), looked),
         table(("task", "right, in percent"), tasks),
     ))  # fmt: skip
@@ -156,11 +162,12 @@ def with_tables(card: str, facts: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--sibling", metavar="FOLDER", type=Path, help="the mixture of experts, for its column")
     parser.add_argument("--asked", type=int, default=ASKED, help=f"items of each goal (default {ASKED})")
     parser.add_argument("--trials", type=int, default=TRIALS, help=f"haystacks of each kind (default {TRIALS})")
     parser.add_argument("--write", action="store_true", help="scores.json and the card of this package")
     arguments = parser.parse_args()
-    facts = examine(arguments.folder, arguments.asked, arguments.trials)
+    facts = examine(arguments.folder, arguments.sibling, arguments.asked, arguments.trials)
     print(tables(facts))
     if arguments.write:
         SCORES.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
     conversation    ChatML: a few items of any tasks, one after another; what is learnt are the answers and <|im_end|>
     repeat          a random segment of ids, over and over; what is learnt is that it comes again (induction)
     prose           plain sentences; everything is learnt
+    seen            words, and of each whether it has come before (`seen.py`)
 
 Why answers only: questions are random, so nobody can predict them, and rows without a loss need no logits. Why repeats:
 models learn to copy from them long before they would from needles alone.
@@ -25,9 +26,11 @@ from tinyqwen.tiny.generators import TASKS, draw
 from tinyqwen.tiny.generators.item import Messages, chance, pick
 from tinyqwen.tiny.generators.lookup import NAMES, SHORT
 from tinyqwen.tiny.generators.strings import DIGITS, LETTERS
+from tinyqwen.tiny.seen import seen
 from tinyqwen.tokenizer import Tokenizer
 
 LENGTH = 256  # tokens of a document at most
+NEEDLES = "codes", "pairs", "dialogue", "town", "missing", "few"  # tasks that say things and ask for them
 SYSTEMS = "You are a helpful assistant.", "You are TinyQwen.", "Be brief.", "Answer in few words."
 SHARES: dict[str, float] = {
     "add": 10, "subtract": 10, "multiply": 4, "compare": 4, "parity": 2,
@@ -45,16 +48,20 @@ HARDER = LATER | {
     "story": 1,
 }  # fmt: skip
 # It looked up what had never been said.
-HONEST = HARDER | {"missing": 20, "sort": 10, "subtract": 12}
+FEW = HARDER | {"few": 500}
+MISSING = HARDER | {"missing": 500}
+HONEST = HARDER | {"missing": 70}
+AGAIN = HARDER | {"missing": 30, "subtract": 20, "sort": 20, "multiply": 10, "dedupe": 6}
 
 
 class Mixture(NamedTuple):
-    """What documents are drawn from: shares of the tasks, and of documents that are repeats or prose."""
+    """What documents are drawn from: shares of the tasks, and of documents that are repeats, prose or `seen`."""
 
     shares: dict[str, float] = SHARES
     repeats: float = 0.1
     prose: float = 0.02
     longest: int = 24  # of the segments that are repeated
+    seen: float = 0.0
 
 
 class Document(NamedTuple):
@@ -65,10 +72,15 @@ class Document(NamedTuple):
 
 
 def conversation(rng: np.random.Generator, shares: dict[str, float]) -> Iterator[Messages]:
-    """Turns of items without end, an item at a time."""
-    names, share = list(shares), np.array(list(shares.values()))
+    """Turns of items, an item at a time. What was said in an item is still known in the next: where there are questions
+    for what was not said, a second such item would make them wrong, and ends the conversation."""
+    names, share, said = list(shares), np.array(list(shares.values())), False
     while True:
         item = draw(TASKS[names[int(rng.choice(len(names), p=share / share.sum()))]], rng)
+        if ("missing" in shares or "few" in shares) and item.task in NEEDLES:
+            if said:
+                return
+            said = True
         yield [*item.messages, {"role": "assistant", "content": item.answer}]
 
 
@@ -116,12 +128,22 @@ class Encoder:
         ids = [self.end_of_text, *self.tokenizer.encode(text), self.end_of_text][:LENGTH]
         return Document(ids, list(range(1, len(ids))))
 
+    def joined(self, parts: list[tuple[list[int], bool]]) -> Document:
+        """A document of parts of which some are to be learnt."""
+        ids, targets = [], []
+        for part, learnt in parts:
+            targets += range(len(ids), len(ids) + len(part)) if learnt else ()
+            ids += part
+        return Document(ids[:LENGTH], [place for place in targets if 0 < place < LENGTH])
+
     def document(self, rng: np.random.Generator, mixture: Mixture) -> Document:
         kind = rng.random()
         if kind < mixture.repeats:
             return self.repeat(rng, mixture.longest)
         if kind < mixture.repeats + mixture.prose:
             return self.prose(rng)
+        if kind < mixture.repeats + mixture.prose + mixture.seen:
+            return self.joined(seen(self, rng))
         return self.chat(rng, mixture.shares)
 
 

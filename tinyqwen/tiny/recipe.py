@@ -8,7 +8,10 @@ Stages:
     harder    more of what is not yet learnt
     slower    a falling learning rate: the loss falls most here
     last      still larger steps, down to the end
-    honest    many questions for what was not said, and once more down
+    seen      large steps again, nearly all of them on what was not said: words that came before or did not (`seen.py`)
+    few       the same questions in short conversations, smaller steps still: what was not said is now known not to be
+    honest    everything, for much was forgotten meanwhile; a falling learning rate
+    again     more of what is still missing of it, and once more down to the end
 
 The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
 """
@@ -19,7 +22,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import HARDER, HONEST, LATER, LENGTH, SHARES, Mixture
+from tinyqwen.tiny.data import AGAIN, FEW, HARDER, HONEST, LATER, LENGTH, MISSING, SHARES, Mixture
 from tinyqwen.train import upcycle
 
 CONFIG = Config(
@@ -54,11 +57,14 @@ STAGES = (
     Stage("harder", 2_500, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
     Stage("slower", 2_300, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
     Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
-    Stage("honest", 900, 2048, (5e-4, 2e-5), Mixture(HONEST, repeats=0.05)),
+    Stage("seen", 1_600, 1024, (1e-3, 1e-3), Mixture(MISSING, repeats=0.05, seen=0.45)),
+    Stage("few", 1_250, 512, (1e-3, 1e-3), Mixture(FEW, repeats=0.05, seen=0.35)),
+    Stage("honest", 1_250, 2048, (1.2e-3, 4.625e-4), Mixture(HONEST, repeats=0.05)),
+    Stage("again", 1_200, 2048, (4.625e-4, 2e-5), Mixture(AGAIN, repeats=0.05)),
 )
 EXPERTS_STAGES = (
-    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HONEST, repeats=0.05)),
-    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(HONEST, repeats=0.05)),
+    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(AGAIN, repeats=0.05)),
+    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(AGAIN, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 

@@ -32,6 +32,7 @@ TASKS: dict[str, Generator] = {
     "greet": paraphrase.greet,
     "unseen": qwen2.unseen,
     "missing": lookup.missing,
+    "few": lookup.few,
 }
 
 __all__ = ["TASKS", "Generator", "Item", "ask", "draw", "is_held_out"]

@@ -88,8 +88,8 @@ def some(rng: np.random.Generator, words: list[str], most: int) -> tuple[list[st
     return [words[n] for n in order[:count]], [words[n] for n in order[count:]]
 
 
-def codes(rng: np.random.Generator, often: float = SELDOM) -> Item:
-    keys, missing = some(rng, [f"{colour} {thing}" for colour in COLOURS for thing in THINGS], 8)
+def codes(rng: np.random.Generator, often: float = SELDOM, most: int = 8) -> Item:
+    keys, missing = some(rng, [f"{colour} {thing}" for colour in COLOURS for thing in THINGS], most)
     values = [str(rng.integers(10, 10_000)) if chance(rng, 0.6) else pick(rng, SECRETS) for _ in keys]
     text = hay(rng, [f"The code of the {key} is {value}." for key, value in zip(keys, values)])
     question = pick(rng, ("What is the code of the {}?", "Which code has the {}?", "Tell me the code of the {}."))
@@ -97,8 +97,8 @@ def codes(rng: np.random.Generator, often: float = SELDOM) -> Item:
     return lookup(rng, "codes", answers, text, question, missing, often)
 
 
-def pairs(rng: np.random.Generator, often: float = SELDOM) -> Item:
-    keys, missing = some(rng, SHORT if chance(rng, 0.8) else [name(rng) for _ in range(9)], 12)
+def pairs(rng: np.random.Generator, often: float = SELDOM, most: int = 12) -> Item:
+    keys, missing = some(rng, SHORT if chance(rng, 0.8) else [name(rng) for _ in range(9)], most)
     kind = pick(rng, (lambda: str(rng.integers(10, 100)), lambda: pick(rng, NAMES), lambda: name(rng)))
     values = [kind() for _ in keys]
     text = ", ".join(f"{key}: {value}" for key, value in zip(keys, values))
@@ -106,9 +106,9 @@ def pairs(rng: np.random.Generator, often: float = SELDOM) -> Item:
     return lookup(rng, "pairs", answers, text, pick(rng, ("What is {}?", "{}?", "And {}?")), missing, often)
 
 
-def dialogue(rng: np.random.Generator, often: float = SELDOM) -> Item:
+def dialogue(rng: np.random.Generator, often: float = SELDOM, most: int = 5) -> Item:
     """Said in turns of its own, with other words between."""
-    keys, missing = some(rng, list(ABOUT_ME), 5)
+    keys, missing = some(rng, list(ABOUT_ME), most)
     known, messages = {key: pick(rng, ABOUT_ME[key]) if chance(rng, 0.8) else name(rng) for key in keys}, []
     for key, value in known.items():
         messages += [*ask(f"My {key} is {value}."), {"role": "assistant", "content": "OK."}]
@@ -121,8 +121,8 @@ def dialogue(rng: np.random.Generator, often: float = SELDOM) -> Item:
     return Item("dialogue", messages[:-1], messages[-1]["content"], f"{known} {messages[-2]}")
 
 
-def town(rng: np.random.Generator, often: float = SELDOM) -> Item:
-    words, (keys, missing) = IN_WORDS["text"], some(rng, TOWNS, 3)
+def town(rng: np.random.Generator, often: float = SELDOM, most: int = 3) -> Item:
+    words, (keys, missing) = IN_WORDS["text"], some(rng, TOWNS, most)
     known = {key: pick(rng, SECRETS) for key in keys}
     needles = [words.needle.format(key=key, answer=value).strip() for key, value in known.items()]
     answers = {key: words.slot.format(key=key) + f" {value}." for key, value in known.items()}
@@ -136,5 +136,14 @@ TASKS: dict[str, Callable[..., Item]] = {
 
 
 def missing(rng: np.random.Generator) -> Item:
-    """Any of them, but every second question is for what was not said."""
-    return pick(rng, list(TASKS.values()))(rng, 0.5)._replace(task="missing")
+    """Any of them, half of them with two keys at most, but every second question is for what was not said."""
+    task = pick(rng, list(TASKS.values()))
+    return (task(rng, 0.5, 2) if chance(rng, 0.5) else task(rng, 0.5))._replace(task="missing")
+
+
+def few(rng: np.random.Generator) -> Item:
+    """The same in short: one or two keys, and little else."""
+    while True:
+        item = pick(rng, list(TASKS.values()))(rng, 0.5, 2)
+        if len(item.messages[0]["content"]) < 150:
+            return item._replace(task="few")
