@@ -46,7 +46,7 @@ def as_kernels_take(weight_OI: Any, features: frozenset[str]) -> Any:
 
 
 def is_packed(weight: Any) -> bool:
-    return isinstance(weight, types.BaseTuple) and weight[0].dtype == types.uint8
+    return isinstance(weight, types.Tuple) and weight[0].dtype == types.uint8
 
 
 def in_tiles(weight: Any) -> bool:
