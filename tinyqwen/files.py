@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what the system's refusals mean, in one line.
+"""Texts in files, written whole or not at all, and what the system's refusals mean, in one line.
 
 part = FILE.part --all of it is there--> renamed to FILE, whose old content nobody lost if that went wrong
 """
@@ -21,6 +21,17 @@ def clear_errors(place: Path):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"{place}: the disk is full; nothing was saved; make room or save elsewhere") from None
         raise UsageError(f"{place}: cannot be written ({error.strerror}); save elsewhere") from None
+
+
+def read_text(path: Path | str, what: str = "") -> str:
+    """The text of a file. `what` it is stands before its name where it cannot be read: UsageError."""
+    path, what = Path(path).expanduser(), f"{what} " if what else ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what}{path}: is not valid UTF-8 (at byte {error.start}); is it a binary file?") from None
+    except OSError as error:
+        raise UsageError(f"{what}{path}: cannot be read ({error.strerror})") from None
 
 
 def write_whole(path: Path | str, text: str) -> None:

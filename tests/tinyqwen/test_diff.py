@@ -353,6 +353,8 @@ def test_json_holds_everything(command):
 
 
 def test_any_folder_and_goldens_will_do(command, tmp_path):
+    code, out, err = command("--tokens", "5", "--decode", "1")
+    assert code == 0 and "16x192" not in out and "5x192" in out and "embedded model" in err
     write_tiny_checkpoint(tmp_path)
     for prompt in (["hello"], ["--raw", "hello"], ["--tokens", "7"]):
         code, out, err = command("-m", tmp_path, "-q", *prompt)
@@ -392,7 +394,6 @@ def test_both_sides_are_stretched(command, tmp_path):
         (["--b", f"goldens:{FOLDER / 'tied.npz'}", "--a", "goldens:x"], 2, "x"),
         (["--a", f"goldens:{FOLDER / 'tied.npz'}", "--decode", "99"], 2, "lower --decode"),
         (["-m", "{folder}", ""], 2, "empty"),
-        (["hello"], 2, "--random tiny"),
         (["-m", "{folder}", "--tokens", "4", "hello"], 2, "exclude"),
     ],
 )

@@ -33,9 +33,13 @@ from tinyqwen.trace.export import write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", metavar="SIZE,...", help="published shapes with random weights (default 0.5B)")
+    parser.add_argument(
+        "--size", metavar="SIZE,...", help="published shapes with random weights (default 0.5B; cuda: 0.5B,1.5B,7B)"
+    )
     parser.add_argument("--model", "-m", metavar="FOLDER", help="a model folder instead")
-    parser.add_argument("--dtype", metavar="FORMAT,...", help="weight formats (default bf16,int8,int4; numpy: f32)")
+    parser.add_argument(
+        "--dtype", metavar="FORMAT,...", help="weight formats (default bf16,int8,int4; numpy: f32; cuda: bf16)"
+    )
     parser.add_argument(
         "--kv-dtype", dest="kv", default="bf16", choices=KV_BYTES, help="how our cache is stored (default bf16)"
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinyqwen.errors import UsageError
+from tinyqwen.files import clear_errors
 from tinyqwen.trace.export import check_target, write
 
 
@@ -39,10 +40,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.json:
         check_target(arguments.json)
     if arguments.results:
-        try:
+        with clear_errors(Path(arguments.results)):
             Path(arguments.results).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--results {arguments.results}: cannot be made ({error.strerror})") from None
 
 
 def save(arguments: argparse.Namespace, found: dict, name: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyqwen.cli.options import read_file
 from tinyqwen.errors import UsageError
+from tinyqwen.files import read_text
 from tinyqwen.sampling import with_flags
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def load(chat: Chat, path: str) -> None:
 def read(chat: Chat, path: str) -> None:
     if not path:
         raise UsageError("/read needs a file name")
-    text = read_file(Path(path), "file")
+    text = read_text(path, "file")
     if not text.strip():
         raise UsageError(f"{path}: is empty")
     chat.ask(text)

@@ -30,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", choices=QUANTISED, help="embedding and head of an int4 model (default: int8)")
     options.add_context_arguments(parser)
     parser.add_argument("--force", action="store_true", help="write over what OUT holds")
-    parser.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY",
-        help="accept this key of config.json although its effect is unknown (repeatable)",
-    )  # fmt: skip
+    options.add_ignore_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, with the error of every matrix")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress and no table")
     options.add_model_arguments(parser)

@@ -113,8 +113,6 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
             raise UsageError("random weights have no tokenizer: leave out the prompt, --tokens N makes a random one")
         config, weights = diff.random_model(arguments.random)
         return config, weights, random_ids(arguments, config), None
-    if not named:
-        raise UsageError("no model named: --size 0.5B, --model FOLDER, or --random tiny, which needs no files")
     folder = options.model_folder(arguments)
     kept = {**options.format_of(arguments), "ignore_config": tuple(arguments.ignore_config)}
     with options.progress_bar("loading", quiet=arguments.quiet or arguments.json) as update:

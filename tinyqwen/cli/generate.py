@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from tinyqwen import __version__
+from tinyqwen import __version__, files
 from tinyqwen.chat_template import Message
 from tinyqwen.cli import options
 from tinyqwen.cli.answering import Answer, answer_all, stats_line, write_text
-from tinyqwen.cli.options import read_file, read_text
+from tinyqwen.cli.options import read_text
 from tinyqwen.errors import UsageError
 from tinyqwen.runtime import Runtime
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """All prompts that were given: positional, -p, files; standard input if nothing else is and it is a pipe."""
     prompts = [read_text(text, "prompt") if text == "-" else text for text in arguments.prompt + arguments.more]
-    prompts += [read_file(path, "prompt") for path in arguments.file]
+    prompts += [files.read_text(path, "prompt") for path in arguments.file]
     if not prompts and not sys.stdin.isatty():
         prompts = [read_text("-", "prompt")]
     if not prompts:

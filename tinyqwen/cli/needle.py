@@ -71,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-dtype", default="auto", choices=["auto", *KV_FORMATS], help="the KV cache's format (default auto)"
     )
-    group.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY", help="accept this key of config.json"
-    )
+    options.add_ignore_argument(group)
 
 
 def run(arguments: argparse.Namespace) -> int:

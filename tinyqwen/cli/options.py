@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import backends
+from tinyqwen import files
 from tinyqwen.checkpoint.hub import resolve_model
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
@@ -266,17 +267,8 @@ def read_text(source: str, what: str) -> str:
     if source == "-":
         return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     if source.startswith("@"):
-        return read_file(Path(source[1:]), what)
+        return files.read_text(source[1:], what)
     return source
-
-
-def read_file(path: Path, what: str) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {path}: is not valid UTF-8 (at byte {error.start}); is it a binary file?") from None
-    except OSError as error:
-        raise UsageError(f"{what} {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a model will need and how fast it can be, without downloading it: it runs on shapes alone.
 
-Without --size, all published sizes: which fit where. Times are floors, from datasheets or (--device this) from what
-this machine was measured to do: real ones are longer, never shorter.
+Without --size or --model, all published sizes: which fit where. Times are floors, from datasheets or (--device this)
+from what this machine was measured to do: real ones are longer, never shorter.
 
   tinyqwen plan --size 72B --context 131072 --dtype int4
   tinyqwen plan --size 7B --yarn 4 --kv-dtype int8
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c",
         type=int,
         metavar="N",
-        help=f"tokens (default {USUAL}; with --yarn, all that it makes room for)",
+        help=f"tokens (default {USUAL}; with --yarn or --dca, all that it makes room for)",
     )
     options.add_context_arguments(parser)
     options.add_ignore_argument(parser)

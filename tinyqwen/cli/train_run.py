@@ -39,10 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, kind: Kind) -> None:
         parser.add_argument("--reward", metavar="FOLDER", help="a model made by `train reward`, in place of verifiers")
     parser.add_argument("--pretrained", metavar="FOLDER", help="the model before fine-tuning, for ondare and onties")
     parser.add_argument("--save-every", type=int, default=200, metavar="N", help="steps (default: 200)")
-    parser.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY",
-        help="accept this key of config.json although its effect is unknown (repeatable)",
-    )  # fmt: skip
+    options.add_ignore_argument(parser)
     parser.add_argument("--json", action="store_true", help="a line of JSON for each step")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
     group = parser.add_argument_group("training")

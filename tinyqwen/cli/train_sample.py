@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=2048, metavar="N", help="longer prompts are left out")
     parser.add_argument("--at-least", type=float, default=1.0, metavar="X", help="what a chat must earn (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the answers (default: 0)")
-    parser.add_argument(
-        "--ignore-config", action="append", default=[], metavar="KEY", help="accept this key (repeatable)"
-    )
+    options.add_ignore_argument(parser)
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress")
     options.add_backend_arguments(parser)
     options.add_model_arguments(parser)

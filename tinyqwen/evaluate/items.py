@@ -15,18 +15,13 @@ from pathlib import Path
 
 from tinyqwen.conversation import is_message
 from tinyqwen.errors import UsageError
+from tinyqwen.files import read_text
 from tinyqwen.tiny.generators import Item
 
 
 def read_items(path: Path | str) -> Iterator[Item]:
     """The items of a file. Errors: UsageError names file and line."""
-    path = Path(path).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
-        raise UsageError(f"{path}: cannot be read as text ({why})") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines: U+2028 may stand in JSON
         if line.strip():
             try:
                 yield parse_item(json.loads(line))

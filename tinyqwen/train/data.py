@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyqwen.errors import UsageError
+from tinyqwen.files import read_text
 from tinyqwen.step import Step, make_step
 
 
@@ -52,15 +53,6 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(found, dict):
                 raise UsageError(f'{where}: must be JSON like {{"text": "..."}}')
             yield where, found
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not valid UTF-8 (at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class Chunks:

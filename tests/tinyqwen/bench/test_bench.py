@@ -170,7 +170,7 @@ def test_a_start_is_timed_in_a_process_of_its_own(folder, tmp_path):
         (["--dtype", "fp8"], "--dtype does not know 'fp8'"),
         (["--size", "9B"], "no size '9B'"),
         (["--json", "."], "is a directory"),
-        (["--results", __file__], "cannot be made"),
+        (["--results", __file__], "cannot be written"),
         (["--size", "0.5B", "--model", "x"], "two models"),
         (["--prefill", "many"], "--prefill takes whole numbers"),
         (["--prefill", "0"], "--prefill takes numbers from 1"),

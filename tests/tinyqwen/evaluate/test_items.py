@@ -47,6 +47,13 @@ def test_a_bad_line_is_named(tmp_path, line, complaint):
     assert "items.jsonl, line 1" in str(error.value)
 
 
+def test_what_unicode_calls_a_line_break_may_stand_in_a_text(tmp_path):
+    path, text = tmp_path / "items.jsonl", "one\u2028two\x85three"
+    line = json.dumps({"task": "t", "messages": ask(text), "answer": "1"}, ensure_ascii=False)
+    path.write_text(f"{line}\n\n{line}\n", encoding="utf-8")
+    assert [item.messages[0]["content"] for item in read_items(path)] == [text] * 2
+
+
 def test_no_file(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         list(read_items(tmp_path / "none"))
