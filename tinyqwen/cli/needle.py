@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (folder / "config.json").is_file():
         check_room(arguments, read_config(folder / "config.json", tuple(arguments.ignore_config)), max(lengths), ways)
     quiet = arguments.quiet
-    with options.progress_bar("loading", quiet=quiet) as update, options.compiling_line(quiet=quiet) as compiling:
+    with options.loading_bar(quiet=quiet) as (update, compiling):
         runtime = load(
             folder, backend=arguments.backend, threads=arguments.threads, **options.format_of(arguments),
             kv_dtype=arguments.kv_dtype, ignore_config=tuple(arguments.ignore_config), progress=update,

@@ -15,6 +15,7 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.context import chunks, factor, stretched
 from tinyqwen.errors import UsageError
+from tinyqwen.files import size_in_words
 from tinyqwen.formats import FORMATS, QUANTISED
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.runtime import Runtime, load
@@ -203,7 +204,7 @@ def load_named(arguments: argparse.Namespace) -> Runtime:
     """The model that the flags name, with a progress bar when loading takes long."""
     backend = chosen(arguments.backend, arguments.threads, arguments.quiet)
     folder = model_folder(arguments)
-    with progress_bar("loading", quiet=arguments.quiet) as update, compiling_line(quiet=arguments.quiet) as compiling:
+    with loading_bar(quiet=arguments.quiet) as (update, compiling):
         return load(
             folder,
             backend=backend,
@@ -297,16 +298,24 @@ def counting_bar(label: str, total: int, *, quiet: bool):
 
 
 @contextmanager
-def compiling_line(*, quiet: bool):
-    """Gives a function (name of a kernel) that counts them in one line on standard error, if that is a terminal."""
-    count, shown = 0, not quiet and sys.stderr.isatty()
+def loading_bar(*, quiet: bool):
+    """Gives two functions, one bar on standard error, if that is a terminal: (bytes done, bytes in all) of weights that
+    are read, and (name) of a kernel before it is compiled."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def compiling(name: str) -> None:
-        nonlocal count
-        count += 1
-        if shown:
-            print(f"\r\x1b[Kcompiling kernels (once): {count}, {name}", end="", file=sys.stderr, flush=True)
+    console, count = Console(stderr=True), 0
+    columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[words]}")
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("loading", total=None, words="")
 
-    yield compiling
-    if shown and count:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        def reading(done: int, total: int) -> None:
+            words = f"{size_in_words(done)} of {size_in_words(total)}"
+            progress.update(task, description="loading", completed=done, total=total, words=words)
+
+        def compiling(name: str) -> None:
+            nonlocal count
+            count += 1
+            progress.reset(task, description="compiling", words=f"{count} kernels (once): {name}")
+
+        yield reading, compiling
