@@ -25,12 +25,13 @@ from tinyqwen.step import Step, make_step
 from tinyqwen.tiny.generators import TASKS, draw
 from tinyqwen.tiny.generators.item import Messages, chance, pick
 from tinyqwen.tiny.generators.lookup import NAMES, SHORT
+from tinyqwen.tiny.generators.lookup import TASKS as LOOKUPS
 from tinyqwen.tiny.generators.strings import DIGITS, LETTERS
 from tinyqwen.tiny.seen import seen
 from tinyqwen.tokenizer import Tokenizer
 
 LENGTH = 256  # tokens of a document at most
-NEEDLES = "codes", "pairs", "dialogue", "town", "missing", "few"  # tasks that say things and ask for them
+TELLING = *LOOKUPS, "missing", "few"  # tasks that tell things and ask for them
 SYSTEMS = "You are a helpful assistant.", "You are TinyQwen.", "Be brief.", "Answer in few words."
 SHARES: dict[str, float] = {
     "add": 10, "subtract": 10, "multiply": 4, "compare": 4, "parity": 2,
@@ -47,7 +48,7 @@ HARDER = LATER | {
     "last": 1, "numbers": 2, "neighbours": 4, "translations": 5, "facts": 4, "asked": 8, "talk": 1, "greet": 6,
     "story": 1,
 }  # fmt: skip
-# It looked up what had never been said.
+# It looked up what had never been said: most of the items, until it no longer does; then everything again.
 FEW = HARDER | {"few": 500}
 MISSING = HARDER | {"missing": 500}
 HONEST = HARDER | {"missing": 70}
@@ -72,12 +73,15 @@ class Document(NamedTuple):
 
 
 def conversation(rng: np.random.Generator, shares: dict[str, float]) -> Iterator[Messages]:
-    """Turns of items, an item at a time. What was said in an item is still known in the next: where there are questions
-    for what was not said, a second such item would make them wrong, and ends the conversation."""
+    """Turns of items, an item at a time, without end.
+
+    But where half of the questions are for what was not told, a second item that tells things ends the conversation:
+    what the first has told would still be known, and "I don't know" would be wrong.
+    """
     names, share, said = list(shares), np.array(list(shares.values())), False
     while True:
         item = draw(TASKS[names[int(rng.choice(len(names), p=share / share.sum()))]], rng)
-        if ("missing" in shares or "few" in shares) and item.task in NEEDLES:
+        if ("missing" in shares or "few" in shares) and item.task in TELLING:
             if said:
                 return
             said = True

@@ -8,7 +8,7 @@
 
 A document has some of these, none or all. To look for a word and find nothing takes two parts of a model: one that
 compares a word with all before it, and one that carries the outcome to where the answer begins. Neither lowers the loss
-alone, so a conversation teaches neither. Here the first is learnt within 150 steps, and then the second, a token at a
+alone, so a conversation teaches neither. Here the first comes within some hundred steps, then the second, a token at a
 time.
 """
 

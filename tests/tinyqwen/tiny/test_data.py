@@ -17,8 +17,8 @@ from tinyqwen.tiny.data import (
     LATER,
     LENGTH,
     MISSING,
-    NEEDLES,
     SHARES,
+    TELLING,
     Encoder,
     Mixture,
     conversation,
@@ -111,7 +111,7 @@ def test_what_was_said_in_one_item_is_not_asked_for_as_missing_in_the_next():
     rng = np.random.default_rng(0)
     lengths = {task: len(list(islice(conversation(rng, {task: 1}), 8))) for task in ("missing", "few", "codes", "add")}
     assert lengths == {"missing": 1, "few": 1, "codes": 8, "add": 8}
-    assert {item.task for task in NEEDLES for item in [TASKS[task](rng)]} == set(NEEDLES)
+    assert {item.task for task in TELLING for item in [TASKS[task](rng)]} == set(TELLING)
 
 
 @pytest.mark.parametrize("task", ("codes", "pairs", "dialogue", "town", "story"))
