@@ -211,4 +211,12 @@ distance = 12 - 1
 """,
         ("key = 7", "zeros = 32", "distance = 12"),
     ),
+    "25_what_a_number_says": Answers(
+        """
+best = 1 + told(exponent_n) + 7
+sizes = 7.6 * 2, 7.6 * 1.5
+kept = 12.7  # nearly 1000 * 128 / 10000
+""",
+        ("best = 12", "sizes = 15.2, 7.6", "kept = 0.1"),
+    ),
 }
