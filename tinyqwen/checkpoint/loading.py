@@ -155,8 +155,9 @@ def load(
             tensors[name] = quantised = empty(BITS[format], (shape[0], shape[1]), pages.empty)
             jobs.extend(quantising(name, stored, quantised))
     run_all(jobs, progress)
-    for name, one in packings.items():
-        matrix = one.end()
+    jobs.clear()  # which hold on to what they filled
+    for name in list(packings):
+        matrix = packings.pop(name).end()
         plain_bytes = matrix.size * DTYPE_OF["bf16"].itemsize  # numbers of all magnitudes are better left alone
         tensors[name] = matrix if matrix.nbytes < plain_bytes else matrix.astype(DTYPE_OF["bf16"])
     for tensor in tensors.values():
