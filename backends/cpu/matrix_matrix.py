@@ -100,7 +100,7 @@ def multiply_pairs(first, last, w_OP, x_BPt, bias_O, y_TO):
     for part in range(first, last):
         o = min(part * LANES, O - LANES)
         for b in range(x_BPt.shape[0]):
-            tile_of_pairs(w_OP, o, x_BPt[b], bias_O, y_TO, b * LANES, o)
+            tile_of_pairs(w_OP, o, x_BPt[b], bias_O, y_TO, b * LANES)
 
 
 @shared
@@ -113,27 +113,25 @@ def multiply_packed(first, last, weight, x_BPt, bias_O, y_TO):
         o = min(part * LANES, O - LANES)
         for r in range(LANES):
             unpack(weight, o + r, w_rP[r])
-        first_tile_of_pairs(w_rP, blocks_ONB, x_BPt[0], bias_O, y_TO, o)
-        for b in range(1, x_BPt.shape[0]):
-            tile_of_pairs(w_rP, 0, x_BPt[b], bias_O, y_TO, b * LANES, o)
+        for b in range(x_BPt.shape[0]):
+            tile_of_unpacked(w_rP, blocks_ONB, x_BPt[b], bias_O, y_TO, b * LANES, o)
 
 
 @inner
-def first_tile_of_pairs(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, o):
+def tile_of_unpacked(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, t, o):
     """As below; and the next 16 packed rows are sent for meanwhile, a line in each step: 12 bits are three of 16."""
     sums = tile(16, zeros())
     for p in range(w_rP.shape[1]):
         prefetch(blocks_ONB, (o + LANES, 0, p * 48))
         sums = outer_bf16(sums, load(x_Pt, (p, 0)), w_rP, (0, p))
-    finish(sums, o, bias_O, y_TO, 0)
+    finish(sums, o, bias_O, y_TO, t)
 
 
 @inner
-def tile_of_pairs(w_rP, r, x_Pt, bias_O, y_TO, t, o):
-    """16 rows of w, from r on, are those of outputs o to o + 15."""
+def tile_of_pairs(w_OP, o, x_Pt, bias_O, y_TO, t):
     sums = tile(16, zeros())
-    for p in range(w_rP.shape[1]):
-        sums = outer_bf16(sums, load(x_Pt, (p, 0)), w_rP, (r, p))
+    for p in range(w_OP.shape[1]):
+        sums = outer_bf16(sums, load(x_Pt, (p, 0)), w_OP, (o, p))
     finish(sums, o, bias_O, y_TO, t)
 
 

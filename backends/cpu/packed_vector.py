@@ -12,11 +12,11 @@ are the same to the last bit.
     v2  a table of upper bytes, and wide     0.99                     1.25             1.17
         rows in pieces
 
-    whole decode steps, 0.5B, 37 GB/s        39.0 tokens/s, where bfloat16 as it lies allows 37.3 at best (llama.cpp: 33.9)
+    whole decode steps, 0.5B, 37 GB/s    39.0 tokens/s, where bfloat16 as it lies allows 37.3 at best (llama.cpp: 33.9)
 
-With memory at 37 GB/s, unpacking is nearly free. At 57 the two cores have to unpack and multiply 27 GB/s each while they
-wait for it; from the nearest caches they do 44. Two rows at a time do 55 there, and a quarter less from memory: one
-stream is what it likes.
+With memory at 37 GB/s, unpacking is nearly free. At 57 the two cores have to unpack and multiply 27 GB/s each while
+they wait for it; from the nearest caches they do 44. Two rows at a time do 55 there, and a quarter less from memory:
+one stream is what it likes.
 
 Wide rows: a token of 8960 numbers takes 36 KB in two halves, more than the nearest cache. So rows are taken in pieces,
 16 at a time, for which a piece of the token stays there.
