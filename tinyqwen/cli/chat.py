@@ -195,7 +195,7 @@ class Chat:
 
 
 def mended(line: str) -> str:
-    """The line, in which what a terminal of another encoding did not understand is UTF-8 after all.
+    r"""The line, in which what a terminal of another encoding did not understand is UTF-8 after all.
 
     >>> mended("caf\udcc3\udca9")
     'café'
