@@ -15,8 +15,8 @@ are the same to the last bit.
     whole decode steps, 0.5B, 37 GB/s    39.0 tokens/s, where bfloat16 as it lies allows 37.3 at best (llama.cpp: 33.9)
 
 With memory at 37 GB/s, unpacking is nearly free. At 57 the two cores have to unpack and multiply 27 GB/s each while
-they wait for it; from the nearest caches they do 44. Two rows at a time do 55 there, and a quarter less from memory:
-one stream is what it likes.
+they wait for it; from the nearest caches they do 44. Two rows at a time do 55 there, and an eighth to a fifth
+less than one from memory: one stream is what it likes.
 
 Wide rows: a token of 8960 numbers takes 36 KB in two halves, more than the nearest cache. So rows are taken in pieces,
 16 at a time, for which a piece of the token stays there.
@@ -45,7 +45,7 @@ from backends.cpu.simd import (
 from backends.packed import CODES
 
 # Blocks sent for before they are needed: short rows, longer ones, those in pieces. None of it follows from a datasheet;
-# each is 5 to 30 % faster than the other two where it is used.
+# where it is used, each is as fast as the other two or up to 30 % faster.
 SHORT, NEAR, AHEAD, FAR = 16, 5, 32, 150
 WIDE, PIECE, ROWS = 48, 32, 16  # blocks of a row that is taken in pieces, and of a piece; rows taken together then
 half, four_bits = constant_i32(4), constant_i32(0x0F0F_0F0F)

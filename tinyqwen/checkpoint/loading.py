@@ -8,7 +8,7 @@ A copy in pages of 2 MB (`large_pages.py`) is read faster than a mapped file, wh
 takes 15.2 ms instead of 17.2 in int8, 36.9 instead of 38.7 in bf16. `moving.py` makes it while the model works.
 
 Where the processor multiplies bfloat16, large models are packed into 12 bits a weight instead (`backends/packed.py`),
-without loss: 1.3 ns a weight and core, so 0.35 s for the 0.5B on two, and a quarter less to read for every token.
+without loss: 1.6 ns a weight and core, so 0.4 s for the 0.5B on two, and a quarter less to read for every token.
 
 Widening bf16 to float32 is a shift by 16 bits, so it is exact and as fast as memory. Measured with 2 cores, Qwen2-0.5B
 in bf16 (988 MB, in the file cache): 0.3 s, against 0.4 s for filling the 1.98 GB of the result with zeros. Quantising
