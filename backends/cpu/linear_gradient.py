@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from backends.cpu.panels import times, transposed_times
-from backends.cpu.rows import F32, plain
-from backends.cpu.simd import LANES
+from backends.cpu.panels import filled_up, times, transposed_times
+from backends.cpu.rows import plain
 
 
 def linear_gradient(backend, d_out_TO, x_TI, weight_OI, bias_O=None):
     (T, O), I = d_out_TO.shape, x_TI.shape[1]  # noqa: E741
     d_bias_O = None if bias_O is None else d_out_TO.sum(axis=0)
-    weight_OI = weight_OI.astype(F32, copy=False)
-    if T < LANES or O % LANES or I % LANES:  # no whole tile: small, or a router
-        return d_out_TO @ weight_OI, d_out_TO.T @ x_TI, d_bias_O
-    d_out_TO, x_TI = plain(d_out_TO), plain(x_TI)
-    return times(d_out_TO, weight_OI), transposed_times(d_out_TO, x_TI), d_bias_O
+    d_out, x, weight = (filled_up(plain(each)) for each in (d_out_TO, x_TI, weight_OI))
+    return times(d_out, weight)[:T, :I], transposed_times(d_out, x)[:O, :I], d_bias_O

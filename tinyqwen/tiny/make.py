@@ -39,7 +39,7 @@ SAVE_EVERY, EXAMINE_EVERY, EXAMINED = 250, 500, 32  # steps; items of each task
 GENERATION = {"do_sample": False, "eos_token_id": [1535, 1533], "bos_token_id": 1533, "pad_token_id": 1533}
 
 
-def make(out: Path, recipe: Recipe, threads: int) -> Path:
+def make(out: Path, recipe: Recipe, threads: int | None) -> Path:
     """All of it, or what is left of it to do; returns the model's folder."""
     words = out / "tokenizer"
     if not (words / "tokenizer_config.json").is_file():
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--experts", action="store_true", help="the sibling instead")
     parser.add_argument("--scale", type=float, default=1.0, help="shorten every stage, to see that it runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="as many as there are cores, if not given")
     arguments = parser.parse_args()
     keep_freed()
     recipe = Recipe(experts=arguments.experts, seed=arguments.seed, scale=arguments.scale)

@@ -72,7 +72,7 @@ class Balanced(Wrapper):
         """The router's gradients, with those of this loss added."""
         p_TE, (E, _) = self.probabilities(x_TD, gate_ED), gate_ED.shape
         f_E = (self.chosen_E / self.rows).astype(self.dtype)
-        d_logits_TE = p_TE * (f_E - (p_TE @ f_E)[:, None])
+        d_logits_TE = p_TE * (f_E - (p_TE * f_E).sum(axis=1, keepdims=True))
         d_logits_TE *= self.coefficient * E / self.rows
         d_x_TD, d_gate_ED, _ = linear.gradient_of(self.inner, d_logits_TE, x_TD, gate_ED)
         return gradients[0] + d_x_TD, gradients[1] + d_gate_ED
