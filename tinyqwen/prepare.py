@@ -2,7 +2,8 @@
 
 A compiled kernel belongs to the types of its arguments: the weights' format, the cache's, mapped (read-only) memory or
 not. A tiny model that shares them with the real one needs the same kernels for prompt and decoding, in milliseconds. At
-the very first start that is the time to compile them; later they are read from disk (`backends/cpu/compiling.py`).
+the very first start that is the time to compile them, in which a second process helps (`prepare_beside.py`); later they
+are read from disk (`backends/cpu/compiling.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,46 +30,91 @@ from tinyqwen.weights import Node, fill, tree, walk
 LONG = 70  # tokens of a prompt that take the ways of a long one
 
 
+class Form(NamedTuple):
+    """How a tensor is stored, as far as kernels are made for it.
+
+    dtype       of its numbers, or of those that it stands for
+    stored      "plain", "packed" (bf16 in 12 bits) or the bits of a quantised one
+    writeable   or a mapped file's
+    """
+
+    dtype: np.dtype
+    stored: str | int
+    writeable: bool
+
+
+class Tiny(NamedTuple):
+    """A tiny model of the same kind as the real one, in words that another process understands.
+
+    forms   of the real tensors, by `kind`
+    """
+
+    config: Config
+    forms: dict[str, Form]
+    kv_format: str
+    sampling: Sampling
+
+    def weights(self) -> Node:
+        return tree(fill(self.config, lambda name, shape: zeros(self.forms[kind(name.removeprefix("model."))], shape)))
+
+
 def prepare(
     backend: Backend,
     config: Config,
     weights: Node,
     sampling: Sampling,
     *,
-    make_cache: Callable[[Backend, Config], KVCache] = KVCache,
+    kv_format: str = "f32",
     compiling: Callable[[str], None] | None = None,
 ) -> None:
     """Have all kernels at hand that this model needs.
 
-    make_cache   as the real model's caches are made
-    compiling    called with a kernel's name before it is compiled; never, once all are on disk
+    kv_format   of the real model's caches
+    compiling   called with a kernel's name before it is compiled; never, once all are on disk
     """
+    forms = {kind(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
     if backend.name == "cuda":
-        prepare_device(backend.at(0), config, weights, sampling, make_cache, compiling)
+        prepare_device(backend.at(0), Tiny(small(config, width=64), forms, kv_format, sampling), compiling)
     if backend.name != "cpu":
         return
     from backends.cpu.compiling import announced
+    from tinyqwen.prepare_beside import second_process
 
-    tiny, real = small(config), {kind(path): array for path, array in walk(weights)}
-    tiny_weights = tree(fill(tiny, lambda name, shape: like(real[kind(name.removeprefix("model."))], shape)))
-    with announced(compiling or (lambda name: None)):
-        cache, other = make_cache(backend, tiny), make_cache(backend, tiny)
-        # Large chunks, a few tokens, one, with enough keys that attention shares them out, too, also where it meets
-        # them in parts; and one of each of two sequences. The logits of all tokens, because several sequences want
-        # several rows.
-        chunk, one = [([0] * CHUNK, cache)], [([0], cache)]
-        for parts in (chunk, chunk, chunk, [([0] * 3, cache)], one, [*one, ([0], other)]):
-            logits_NV = forward(backend, tiny, tiny_weights, make_step(parts, all_logits=True))
-        sample(backend, logits_NV[0], np.zeros(1, int), sampling=sampling, uniform=0.5)
+    tiny = Tiny(small(config), forms, kv_format, sampling)
+    with second_process(backend, tiny) as begin:
+
+        def missing(name: str) -> None:
+            begin()
+            if compiling is not None:
+                compiling(name)
+
+        with announced(missing):
+            run(backend, tiny)
 
 
-def prepare_device(backend: Any, config: Config, weights: Node, sampling: Sampling, make_cache, compiling) -> None:
+def run(backend: Backend, tiny: Tiny, *, backwards: bool = False) -> None:
+    """What asks for every kernel: first those of a prompt and then those of decoding, or the other way round.
+
+    Large chunks, a few tokens, with enough keys that attention shares them out, too, also where it meets them in parts;
+    one of each of two sequences; one. The logits of all tokens, because several sequences want several rows.
+    """
+    weights, (cache, other) = tiny.weights(), (KVCache(backend, tiny.config, tiny.kv_format) for _ in range(2))
+    chunk, one = [([0] * CHUNK, cache)], [([0], cache)]
+    steps = chunk, chunk, chunk, [([0] * 3, cache)], [*one, ([0], other)], one
+    if backwards:
+        cache.reserve(3 * CHUNK, step=CHUNK)
+        cache.length = 3 * CHUNK
+    for parts in steps if not backwards else steps[::-1]:
+        logits_NV = forward(backend, tiny.config, weights, make_step(parts, all_logits=True))
+    sample(backend, logits_NV[0], np.zeros(1, int), sampling=tiny.sampling, uniform=0.5)
+
+
+def prepare_device(backend: Any, tiny: Tiny, compiling: Callable[[str], None] | None) -> None:
     """The same on a device: a prompt, and some tokens, recorded and replayed."""
-    tiny, real = small(config, width=64), {kind(path): array for path, array in walk(weights)}
-    zeros = fill(tiny, lambda name, shape: zeros_like(real[kind(name.removeprefix("model."))], shape))
     before, backend.compiling = backend.compiling, compiling or backend.compiling
-    running = Running([0] * LONG, make_cache(backend, tiny), sampling, context=2 * LONG, max_new_tokens=3)
-    for _ in generate(backend, tiny, upload(backend, tree(zeros)), [running]):
+    cache, weights = KVCache(backend, tiny.config, tiny.kv_format), upload(backend, tiny.weights())
+    running = Running([0] * LONG, cache, tiny.sampling, context=2 * LONG, max_new_tokens=3)
+    for _ in generate(backend, tiny.config, weights, [running]):
         pass
     backend.compiling = before
 
@@ -106,23 +152,20 @@ def kind(path: str) -> str:
     return re.sub(r"\d+", "N", path)
 
 
-def zeros_like(real: Any, shape: tuple[int, ...]) -> Any:
-    """Zeros in the format of a real tensor, on the host."""
-    if isinstance(real, Quantised):
-        return quantise(np.zeros(shape, np.float32), real.bits)
-    return np.zeros(shape, real.dtype)
+def form_of(real: Any) -> Form:
+    stored: str | int = real.bits if isinstance(real, Quantised) else "packed" if isinstance(real, Packed) else "plain"
+    memory = real.values if isinstance(real, Quantised) else real
+    return Form(np.dtype(real.dtype), stored, stored != "packed" and getattr(memory.flags, "writeable", True))
 
 
-def like(real: Any, shape: tuple[int, ...]) -> Any:
-    """Zeros in the format of a real tensor, read-only if that is."""
-    zeros: Any
-    if isinstance(real, Quantised):
-        zeros = quantise(np.zeros(shape, np.float32), real.bits)
-        zeros.values.flags.writeable = real.values.flags.writeable
-        zeros.scales.flags.writeable = real.scales.flags.writeable
-    elif isinstance(real, Packed) and can_pack(shape):
-        zeros = pack(np.zeros(shape, real.dtype))
-    else:
-        zeros = np.zeros(shape, real.dtype)
-        zeros.flags.writeable = isinstance(real, np.ndarray) and real.flags.writeable
-    return zeros
+def zeros(form: Form, shape: tuple[int, ...]) -> Any:
+    """A tensor of that form."""
+    if isinstance(form.stored, int):
+        quantised = quantise(np.zeros(shape, np.float32), form.stored)
+        quantised.values.flags.writeable = quantised.scales.flags.writeable = form.writeable
+        return quantised
+    array = np.zeros(shape, form.dtype)
+    if form.stored == "packed" and can_pack(shape):
+        return pack(array)
+    array.flags.writeable = form.writeable
+    return array

@@ -218,7 +218,7 @@ def load(
     kv_format = cache_format(kv_dtype, computes, checkpoint.format)
     prepare(
         computes, checkpoint.config, checkpoint.weights, generation.sampling,
-        make_cache=lambda backend, config: KVCache(backend, config, kv_format), compiling=compiling,
+        kv_format=kv_format, compiling=compiling,
     )  # fmt: skip
     return Runtime(
         computes,

@@ -64,7 +64,7 @@ def attend_token(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, pa
     chunks = (S - first_key + chunk_keys - 1) // chunk_keys
     q_rj, q_jr = np.empty((R, J), np.int32), np.zeros((J, HEADS), np.int32)
     score_sr, weight_pr = np.empty((chunk_keys, HEADS), np.float32), np.empty((chunk_keys // 2, HEADS), np.int32)
-    k_tail, v_tail = np.empty((KEYS, J), np.int32), np.empty((KEYS, J), np.int32)
+    k_tail, v_tail = np.empty((KEYS, 1, J), np.int32)[:, 0], np.empty((KEYS, 1, J), np.int32)[:, 0]  # as k_SGj[:, g]
     own_m_Cn, own_part_CnK = np.empty((1, R), np.float32), np.empty((1, R, K + LANES), np.float32)
 
     for task in range(begin, end):
@@ -84,13 +84,13 @@ def attend_token(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, pa
         if keys > whole:
             fill_up(k_sj, whole, keys, k_tail)
             fill_up(v_sj, whole, keys, v_tail)
-            score(k_tail, KEYS, q_jr, sixteens, score_sr[whole:])
+            score(k_tail, len(k_tail), q_jr, sixteens, score_sr[whole:])
             score_sr[keys : whole + KEYS] = -np.inf
         softmax(score_sr, whole + KEYS * (keys > whole), R, m_n, part_nK, weight_pr)
         part_nK[:, :K] = 0
         mix(weight_pr, v_sj, whole, rows, part_nK)
         if keys > whole:
-            mix(weight_pr[whole // 2 :], v_tail, KEYS, rows, part_nK)
+            mix(weight_pr[whole // 2 :], v_tail, len(v_tail), rows, part_nK)
         if chunks == 1:
             finish(own_m_Cn, own_part_CnK, 0, R, k_SGj, g, out_1HK, lse_1H)
 

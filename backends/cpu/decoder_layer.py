@@ -1,7 +1,7 @@
 """One token through a dense layer, as one call: the definition's steps, by the same kernels, without Python in between.
 
     x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
-    x = x + feed_forward( norm(x) )           gate, up and SwiGLU: one instead of three
+    x = x + feed_forward( norm(x) )           gate and up: one instead of two; SwiGLU takes 1 us without them
 
 Bytes that must move are those of the weights and of the cache. But while Python walks from step to step (some 4 us for
 each, and with cold caches, because the weights drove everything else out) the memory has nothing to do:
@@ -25,8 +25,8 @@ from numba.extending import overload
 from backends.cpu.attention import CHUNK, FLOATS, PAIRS
 from backends.cpu.attention_block import attend_blocks, finish_parts
 from backends.cpu.attention_token import HEADS, attend_token
-from backends.cpu.compiling import inner, kernel
-from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, multiply, prepared, rows_of_a_unit, units
+from backends.cpu.compiling import kernel
+from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, launch_several, prepared, units
 from backends.cpu.rms_norm import norm_rows
 from backends.cpu.rope import turn_rows
 from backends.cpu.rows import F32, plain
@@ -92,26 +92,33 @@ def alike(one, other) -> bool:
 
 
 def stored(kv_2GNK: Any, bf16: bool):
-    """A layer's cache for writing and for reading, its scales or None, and how to multiply (see attention.py)."""
+    """A layer's cache for writing and for reading, its scales or None, and how to multiply (see attention.py).
+
+    For reading, slots come before heads. That view is NumPy's, because Numba's takes two seconds to compile.
+    """
     if kv_2GNK.dtype == F32:
-        return kv_2GNK, kv_2GNK, None, FLOATS
+        return kv_2GNK, slots_first(kv_2GNK), None, FLOATS
     pairs = bf16 and kv_2GNK.shape[3] % 32 == 0
     kind = PAIRS if pairs else FLOATS
     if kv_2GNK.dtype == BFLOAT16:
         halves = kv_2GNK.view(np.uint16)
-        return halves, halves.view(np.int32) if pairs else halves, None, kind
-    return kv_2GNK.values, kv_2GNK.values, kv_2GNK.scales, kind
+        return halves, slots_first(halves.view(np.int32) if pairs else halves), None, kind
+    return kv_2GNK.values, slots_first(kv_2GNK.values), kv_2GNK.scales, kind
+
+
+def slots_first(kv_2GNK):
+    return kv_2GNK.transpose(0, 2, 1, 3)
 
 
 @with_team
 @kernel
 def layer_of_one_token(
     state, threads, x_1D, input_norm_D, post_norm_D, qkv, qkv_bias, o, gate, up, down,
-    cos_1Kh, sin_1Kh, write_2GNK, read_2GNK, scale_2GN, rows, sixteens, past, H, F, eps, out_1D,
+    cos_1Kh, sin_1Kh, write_2GNK, read_2NGK, scale_2GN, rows, sixteens, past, H, F, eps, out_1D,
 ):  # fmt: skip
     """The steps of the definition, in its order."""
     D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
-    no_bias, h_1D = np.empty(0, np.float32), np.empty((1, D), np.float32)
+    no_bias, h_1D = qkv_bias[0][:0], np.empty((1, D), np.float32)
 
     norm_rows(0, 1, x_1D, input_norm_D, eps, h_1D)
     q_n, k_n, v_n = np.empty(H * K, np.float32), np.empty(G * K, np.float32), np.empty(G * K, np.float32)
@@ -123,50 +130,31 @@ def layer_of_one_token(
     turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
     write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
     attended_n = np.empty(H * K, np.float32)
-    attend_one(state, threads, q_1HK, read_2GNK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
+    attend_one(state, threads, q_1HK, read_2NGK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
 
-    launch(state, threads, units(o), o, prepared(o, attended_n), no_bias, h_1D[0])
+    launch(state, threads, o, prepared(o, attended_n), no_bias, h_1D[0])
     for d in range(D):
         out_1D[0, d] = x_1D[0, d] + h_1D[0, d]
 
     norm_rows(0, 1, out_1D, post_norm_D, eps, h_1D)
     gate_F, up_F, hidden_F = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
-    launch_gated(state, threads, units(gate), gate, up, prepared(gate, h_1D[0]), no_bias, gate_F, up_F, hidden_F)
-    launch(state, threads, units(down), down, prepared(down, hidden_F), no_bias, h_1D[0])
+    both, no_biases, outs = (gate, up, up), (no_bias, no_bias, no_bias), (gate_F, up_F, up_F)
+    launch_several(state, threads, units(gate) + units(up), both, prepared(gate, h_1D[0]), no_biases, outs)
+    for f in range(0, F, LANES):
+        store_part(hidden_F, f, gated(load_part(gate_F, f, F - f), load_part(up_F, f, F - f)), F - f)
+    launch(state, threads, down, prepared(down, hidden_F), no_bias, h_1D[0])
     for d in range(D):
         out_1D[0, d] += h_1D[0, d]
 
 
-@inner
-def several(first, last, matrices, token, biases, outs):
-    """Units first to last - 1 of some matrices end to end, times the same token."""
-    start = 0
-    for n in range(len(matrices)):
-        end = start + units(matrices[n])
-        if first < end and start < last:
-            multiply(max(first, start) - start, min(last, end) - start, matrices[n], token, biases[n], outs[n])
-        start = end
-
-
-@inner
-def gated_units(first, last, gate, up, token, no_bias, gate_F, up_F, hidden_F):
-    """hidden = silu(gate @ token) * (up @ token) in units first to last - 1."""
-    multiply(first, last, gate, token, no_bias, gate_F)
-    multiply(first, last, up, token, no_bias, up_F)
-    end = min(last * rows_of_a_unit(gate), hidden_F.size)
-    for f in range(first * rows_of_a_unit(gate), end, LANES):
-        store_part(hidden_F, f, gated(load_part(gate_F, f, end - f), load_part(up_F, f, end - f)), end - f)
-
-
-launch_several, launch_gated = launcher(several), launcher(gated_units)
 launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)
 
 
 @kernel
-def attend_one(state, threads, q_1HK, kv_2GNK, scale_2GN, S, rows, sixteens, out_1HK):
+def attend_one(state, threads, q_1HK, kv_2NGK, scale_2GN, S, rows, sixteens, out_1HK):
     """As `attend` of attention.py, for one token that sees all S keys."""
-    G, R, K = kv_2GNK.shape[1], len(rows), q_1HK.shape[2]
-    k_SGK, v_SGK = kv_2GNK[0, :, :S].transpose(1, 0, 2), kv_2GNK[1, :, :S].transpose(1, 0, 2)
+    G, R, K = kv_2NGK.shape[2], len(rows), q_1HK.shape[2]
+    k_SGK, v_SGK = kv_2NGK[0, :S], kv_2NGK[1, :S]
     chunks = (S + CHUNK - 1) // CHUNK
     many = chunks if chunks > 1 else 0  # parts are left to be merged
     width = (K + LANES - 1) // LANES * LANES + LANES
@@ -187,7 +175,9 @@ def launch_attention(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, si
 @overload(launch_attention, inline="always")
 def _(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
     def token(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
-        launch_token(state, threads, tasks, q, k_SGK, v_SGK, (0, CHUNK), rows, sixteens, m, part, out, lse)
+        launch_token(
+            state, threads, tasks, q, k_SGK, v_SGK, (np.int64(0), np.int64(CHUNK)), rows, sixteens, m, part, out, lse
+        )
 
     def blocks(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
         cut = len(rows), 0, CHUNK, S - 1, S

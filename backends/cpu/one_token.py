@@ -21,7 +21,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import inner, kernel, within
 from backends.cpu.matrix_vector import in_two, pairs_times_vector, row_times_vector
 from backends.cpu.packed_vector import packed_times_vector
 from backends.cpu.quantised_vector import finish_rows, round_to_8, round_to_16, rows_4, rows_8
@@ -30,6 +30,7 @@ from backends.packed import BFLOAT16, Packed
 from backends.quantised import Quantised
 
 NO_BIAS = np.zeros(0, np.float32)
+NO_BIAS.flags.writeable = False  # as that of a mapped file: kernels are compiled for this, too
 
 
 def as_kernels_take(weight_OI: Any, features: frozenset[str]) -> Any:
@@ -62,16 +63,6 @@ def _(weight):
     if isinstance(weight, types.BaseTuple):
         return lambda weight: weight[0].shape[0]
     return lambda weight: weight.shape[0]
-
-
-def rows_of_a_unit(weight):
-    """16 or 1."""
-
-
-@overload(rows_of_a_unit, inline="always")
-def _(weight):
-    rows = 16 if in_tiles(weight) else 1
-    return lambda weight: rows
 
 
 def prepared(weight, x_I):
@@ -119,15 +110,28 @@ def _(first, last, weight, token, bias_O, y_O):
 
 
 @inner
-def multiply_units(first, last, weight, token, bias_O, y_O):
-    multiply(first, last, weight, token, bias_O, y_O)
+def several(first, last, matrices, token, biases, outs):
+    """Units first to last - 1 of three matrices end to end, times the same token."""
+    start = 0
+    for n in range(len(matrices)):
+        end = start + units(matrices[n])
+        if first < end and start < last:
+            multiply(max(first, start) - start, min(last, end) - start, matrices[n], token, biases[n], outs[n])
+        start = end
 
 
-launch = launcher(multiply_units)
+launch_several = launcher(several)
+
+
+@within
+def launch(state, threads, weight, token, bias_O, y_O):
+    """One matrix: the first of three, and no unit of the others. A kernel of its own would take as long to compile."""
+    trio = (weight, weight, weight), token, (bias_O, bias_O, bias_O), (y_O, y_O, y_O)
+    launch_several(state, threads, units(weight), *trio)
 
 
 @with_team
 @kernel
 def matrix_times_token(state, threads, weight, x_1I, bias_O, y_1O):
     """y_1O = x_1I @ weight.T + bias_O."""
-    launch(state, threads, units(weight), weight, prepared(weight, x_1I[0]), bias_O, y_1O[0])
+    launch(state, threads, weight, prepared(weight, x_1I[0]), bias_O, y_1O[0])

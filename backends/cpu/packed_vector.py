@@ -165,4 +165,5 @@ def unpack(weight, o, out_J):
         store(out_J, j + 32, y)
         store(out_J, j + 48, z)
     for r in range(start_O1[o], start_O1[o + 1]):
-        out_J[place_R[r] * 64 : place_R[r] * 64 + 64] = raw_RJ[r]
+        for j in range(64):  # in a loop: what NumPy's slices can raise takes two seconds to compile
+            out_J[place_R[r] * 64 + j] = raw_RJ[r, j]

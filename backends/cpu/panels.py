@@ -57,7 +57,7 @@ def transposed_times(a_TO, b_TI):
 
 def filled_up(x_RC):
     """With zeros, to whole tiles both ways."""
-    (R, C), filled = x_RC.shape, [-(-size // LANES) * LANES for size in x_RC.shape]  # noqa: E741
+    (R, C), filled = x_RC.shape, [-(-size // LANES) * LANES for size in x_RC.shape]
     if filled == [R, C]:
         return x_RC
     filled_RC = np.zeros(filled, F32)

@@ -28,7 +28,7 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.context import LONGEST, check_memory
 from tinyqwen.errors import TinyqwenError, UsageError
-from tinyqwen.kv_cache import KV_FORMATS, KVCache
+from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.needle import TASKS, Key, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
 from tinyqwen.placing import free_bytes
 from tinyqwen.prepare import prepare
@@ -192,7 +192,7 @@ def run_as(runtime: Runtime, way: str, longest: int, compiling: Callable[[str], 
     runtime = replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
     prepare(
         runtime.backend, runtime.config, checkpoint.weights, Sampling(), compiling=compiling,
-        make_cache=lambda backend, config: KVCache(backend, config, runtime.kv_format),
+        kv_format=runtime.kv_format,
     )  # fmt: skip
     return runtime
 

@@ -50,7 +50,7 @@ def kept(name, array):
 weights = tree({name: kept(name, array) for name, array in random_weights(config).items()})
 make_cache = lambda backend, config: KVCache(backend, config, sys.argv[2])
 start = time.perf_counter()
-prepare(backend, config, weights, sampling, make_cache=make_cache, compiling=at_first.append)
+prepare(backend, config, weights, sampling, kv_format=sys.argv[2], compiling=at_first.append)
 prepared = time.perf_counter() - start
 with announced(later.append):
     one, two = make_cache(backend, config), make_cache(backend, config)
