@@ -5,7 +5,7 @@
 #     y[o] = sum over i of w[o, i] * x[i]
 #
 # Decoding is little else. Each weight is read once and used once, so the floor of lesson 9 is the
-# memory's: bytes / (bytes a second). Read beside this: backends/cpu/simd.py, backends/cpu/tiles.py,
+# memory's: bytes / (bytes a second). Read beside this: backends/cpu/simd, backends/cpu/tiles.py,
 # backends/cpu/matrix_vector.py, backends/quantised.py. All times are your machine's; whatever else
 # runs there slows them, and the limits that it measures of itself, too.
 
@@ -185,7 +185,7 @@ assert [row[1] for row in rows] == [32, 16, 8.5, 4.5]
 assert [round(2 * costs[T].flops / costs[T].read) for T in costs] == [1, 4, 16, 63]  # T / 2 a byte
 
 # %%
-# Exercise 1. Of 1001 columns v2 forgets the last 9. Write `whole`, a v2 that does not: simd.py has
+# Exercise 1. Of 1001 columns v2 forgets the last 9. Write `whole`, a v2 that does not: simd has
 # `load_part(array, index, count)`, which loads the first `count` of 16 numbers, and zeros behind.
 whole, y_O = ..., np.zeros(3, np.float32)
 # assert whole(w_OI[:3, :1001], x_TI[0, :1001], y_O) or np.allclose(y_O, w_OI[:3, :1001] @ x_TI[0, :1001], atol=1e-3)

@@ -1,6 +1,6 @@
 """The fast CPU program: Numba kernels with explicit SIMD, one file per operation, named as its definition.
 
-`simd.py` is the language that kernels are written in, `compiling.py` how they become machine code and stay it,
+`simd` is the language that kernels are written in, `compiling.py` how they become machine code and stay it,
 `team.py` and `threads.py` who runs them, `features.py` what the processor can do. A body is a Python function of its
 definition's signature that makes room for the result and calls kernels. What has no body here runs its definition, as
 the residual add does: NumPy's is as fast, and calling ours would take longer.

@@ -3,7 +3,7 @@
 Where: kernels/KEY/NAME-HASH.nbc in the folder of `cache_folder.py`, one file for each kernel and set of argument types.
 KEY stands for everything that machine code depends on: every source file of the kernels, the versions of Numba, LLVM
 and Python, the processor and its features. Numba's own cache looks at the one file that a kernel stands in; here
-kernels are made of several, and an edit of `simd.py` would go unnoticed.
+kernels are made of several, and an edit of `simd` would go unnoticed.
 
 Writing a file may fail (a read-only home, a full disk): that costs one line of warning, and the next start compiles
 again. Several processes may do all this at once: a file appears whole or not at all, and its name says what is in it.
@@ -103,7 +103,7 @@ def key() -> str:
 def sources() -> list[Path]:
     """The files that kernels are made of; a test holds that they use no others of this project."""
     here = Path(__file__).resolve().parent
-    return sorted([*here.glob("*.py"), here.parent / "quantised.py", here.parent / "packed.py"])
+    return sorted([*here.rglob("*.py"), here.parent / "quantised.py", here.parent / "packed.py"])
 
 
 @functools.cache

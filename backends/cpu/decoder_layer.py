@@ -1,7 +1,7 @@
 """One token through a dense layer, as one call: the definition's steps, by the same kernels, without Python in between.
 
     x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
-    x = x + feed_forward( norm(x) )           gate and up: one instead of two; SwiGLU takes 1 us without them
+    x = x + feed_forward( norm(x) )           gate and up: one instead of two; SwiGLU takes 2 us without them
 
 Bytes that must move are those of the weights and of the cache. But while Python walks from step to step (some 4 us for
 each, and with cold caches, because the weights drove everything else out) the memory has nothing to do:

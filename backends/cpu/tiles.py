@@ -14,7 +14,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from backends.cpu.simd import F32, I64, KINDS, LANES, PRODUCTS, VF32, VI32, broadcast, call, f32x16, pointer
+from backends.cpu.simd.lanes import PRODUCTS
+from backends.cpu.simd.memory import KINDS, pointer
+from backends.cpu.simd.vectors import F32, I64, LANES, VF32, VI32, broadcast, call, f32x16
 
 
 @intrinsic(prefer_literal=True)

@@ -206,7 +206,7 @@ def test_an_edit_of_any_source_makes_another_key(fresh_key, tmp_path, monkeypatc
             fresh_key.cache_clear()
             keys.add(fresh_key())
     assert len(keys) == 1 + len(compiling.sources())
-    assert {"simd.py", "exp.py", "quantised.py"} <= {source.name for source in compiling.sources()}
+    assert {"memory.py", "exp.py", "quantised.py"} <= {source.name for source in compiling.sources()}
 
 
 def test_another_version_or_processor_makes_another_key(fresh_key, monkeypatch):
