@@ -10,7 +10,7 @@ for each kind of call and then remembered, because all layers of a model call al
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,3 +117,18 @@ def kind(array) -> tuple:
     if isinstance(array, (list, tuple)):
         return tuple([kind(item) for item in array])
     return () if array is None else (id(array),)
+
+
+def closed(spans: Iterable[Span]) -> list[Span]:
+    """The spans that count: each with a cost, without those inside one that has a cost itself.
+
+    Their FLOPs and bytes add up to the whole, nothing twice.
+    """
+    found, inside = [], None
+    for span in spans:
+        if inside is not None and span.depth > inside:
+            continue
+        inside = span.depth if span.cost is not None else None
+        if span.cost is not None:
+            found.append(span)
+    return found

@@ -6,6 +6,7 @@ part = FILE.part --all of it is there--> renamed to FILE, whose old content nobo
 from __future__ import annotations
 
 import errno
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def write_whole(path: Path | str, text: str) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def check_target(target: str) -> None:
+    """UsageError for a file that cannot be there: asked before a long run, not after it."""
+    if target != "-" and Path(target).is_dir():
+        raise UsageError(f"{target} is a directory; name a file to write")
+    if target != "-" and not Path(target).parent.is_dir():
+        raise UsageError(f"{target}: there is no such folder to write into")
+
+
+def write(text: str, target: str) -> None:
+    """Into that file, whole or not at all, or to standard output for `-`. Errors: DiskFullError, UsageError."""
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_whole(target, text)
 
 
 def size_in_words(count: int) -> str:

@@ -16,16 +16,15 @@ import numpy as np
 
 from backends.interface import Backend, Cost
 from backends.meta import Meta
-from backends.tracing import Span, Tracing
+from backends.tracing import Span, Tracing, closed
 from tinyqwen.blocks.rope import rope_tables
 from tinyqwen.config import Config
 from tinyqwen.formats import shape_weights
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
+from tinyqwen.machine import Machine
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
-from tinyqwen.trace.machine import Machine
-from tinyqwen.trace.record import closed
 from tinyqwen.weights import Node, names_of, walk
 
 BYTES = {"f32": 4, "bf16": 2}  # of a number, where weights and cache are kept alike

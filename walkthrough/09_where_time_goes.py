@@ -7,7 +7,7 @@
 #
 # The larger of the two is the *floor*; which one it is says what an operation is *bound* by. FLOPs
 # divided by bytes is its *arithmetic intensity*. This picture is called the roofline. Read beside
-# this: backends/meta.py, backends/tracing.py, tinyqwen/trace/machine.py.
+# this: backends/meta.py, backends/tracing.py, tinyqwen/machine.py.
 
 # %%
 import sys
@@ -19,13 +19,12 @@ import dataclasses
 import time
 
 from backends import Cost, get, shape_only
-from backends.tracing import Tracing
+from backends.tracing import Tracing, closed
 from tinyqwen.kv_cache import KVCache
+from tinyqwen.machine import Machine, measure
 from tinyqwen.model import forward
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
-from tinyqwen.trace.machine import Machine, measure
-from tinyqwen.trace.record import closed
 from tinyqwen.weights import count_parameters, fill, random_weights, tree
 from walkthrough.pictures import bars, table
 

@@ -25,7 +25,7 @@ from backends.cpu.simd import fma, load, sum_of, zeros
 from backends.cpu.tiles import outer_f32, store_tile, tile
 from backends.quantised import Quantised, quantise
 from tinyqwen.blocks.linear import linear
-from tinyqwen.trace.machine import Machine, best
+from tinyqwen.machine import Machine, best
 from walkthrough.pictures import table
 
 cpu, random = get("cpu"), np.random.default_rng(12)

@@ -16,10 +16,10 @@ sys.path.insert(1, "..")  # the same, seen from a notebook in a folder of the re
 
 import numpy as np
 
+from backends.tracing import closed
 from tinyqwen.formats import shape_weights
 from tinyqwen.plan import on_shapes
 from tinyqwen.sizes import SIZES
-from tinyqwen.trace.record import closed
 from walkthrough.pictures import table
 
 READ = 4.3e12  # bytes a second: what was measured as copying on an H200

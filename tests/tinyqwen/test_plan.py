@@ -13,11 +13,11 @@ from tinyqwen.cli.main import main
 from tinyqwen.devices import DEVICES
 from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
 from tinyqwen.kv_cache import KV_FORMATS, KVCache
+from tinyqwen.machine import Machine
 from tinyqwen.model import forward
 from tinyqwen.plan import memory, work
 from tinyqwen.sizes import SIZES
 from tinyqwen.step import make_step
-from tinyqwen.trace.machine import Machine
 from tinyqwen.weights import count_parameters, random_weights, tree
 
 

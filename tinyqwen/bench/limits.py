@@ -12,13 +12,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from backends.meta import Meta
-from backends.tracing import Tracing
+from backends.tracing import Tracing, closed
 from tinyqwen.config import Config
 from tinyqwen.formats import shape_weights
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
-from tinyqwen.trace.record import closed
 from tinyqwen.weights import names_of
 
 KV_BYTES = {"f32": 4, "bf16": 2, "int8": 1}  # of a number in the cache; int8's scales are left out of a lower bound

@@ -27,9 +27,9 @@ from tinyqwen.bench.team import MODULES
 from tinyqwen.checkpoint.hub import folder_here
 from tinyqwen.cli.bench_common import check_outputs, numbers, progress, save, words
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.files import write
 from tinyqwen.formats import FORMATS
 from tinyqwen.sizes import size_named
-from tinyqwen.trace.export import write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

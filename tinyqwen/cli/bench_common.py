@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinyqwen.errors import UsageError
-from tinyqwen.files import clear_errors
-from tinyqwen.trace.export import check_target, write
+from tinyqwen.files import check_target, clear_errors, write
 
 
 def words(text: str) -> list[str]:

@@ -19,8 +19,8 @@ from tinyqwen.cli.options import read_text
 from tinyqwen.context import chunks
 from tinyqwen.conversation import Conversation
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.machine import limits_of, seconds_per_span
 from tinyqwen.tokenizer import harmless
-from tinyqwen.trace.machine import limits_of, seconds_per_span
 from tinyqwen.trace.record import Recorder
 
 BEYOND = chunks("192,32,256")  # the embedded model was trained on 256 tokens, which a conversation soon fills

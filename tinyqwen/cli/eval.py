@@ -26,8 +26,8 @@ from tinyqwen.evaluate.items import read_items
 from tinyqwen.evaluate.replies import TOGETHER
 from tinyqwen.evaluate.run_harness import Tasks, figures
 from tinyqwen.evaluate.score import LIMIT, answers, scores
+from tinyqwen.files import check_target, write
 from tinyqwen.runtime import Runtime
-from tinyqwen.trace.export import check_target, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,13 +28,14 @@ from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.context import LONGEST, check_memory
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.files import check_target, write
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.needle import TASKS, Key, Question, Reader, alphabet_of, frame_of, in_words, keys, wilson
 from tinyqwen.placing import free_bytes
 from tinyqwen.prepare import prepare
 from tinyqwen.runtime import Runtime, cache_format, load, loaded_format
 from tinyqwen.sampling import Sampling
-from tinyqwen.trace.export import check_target, write, write_svg
+from tinyqwen.trace.export import write_svg
 from tinyqwen.ways import as_config, parse
 
 

@@ -19,9 +19,9 @@ from tinyqwen.devices import DEVICES, device_named
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import FORMATS, shape_weights, weight_bytes
 from tinyqwen.kv_cache import KV_FORMATS
+from tinyqwen.machine import Machine, measure
 from tinyqwen.plan import ROOMS, kv_bytes_per_token, memory, work
 from tinyqwen.sizes import SIZES, size_named
-from tinyqwen.trace.machine import Machine, measure
 
 USUAL = 4096  # tokens, when nobody says
 

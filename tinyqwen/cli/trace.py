@@ -25,9 +25,10 @@ from tinyqwen.cli.trace_subject import Subject, subject_of
 from tinyqwen.config import Config
 from tinyqwen.devices import device_named
 from tinyqwen.errors import UsageError
+from tinyqwen.files import check_target, write
 from tinyqwen.generate import generate
+from tinyqwen.machine import Machine, limits_of
 from tinyqwen.trace import export
-from tinyqwen.trace.machine import Machine, limits_of
 from tinyqwen.trace.record import Recorder, TracedStep, record
 
 OF_CONFIG = ("mem", "rope")  # views that need no run
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.chrome:
         export.write_chrome(steps, machine, arguments.chrome)
     if arguments.html:
-        export.write(page_of(arguments, subject, steps, machine, layer or 0), arguments.html)
+        write(page_of(arguments, subject, steps, machine, layer or 0), arguments.html)
     if arguments.jsonl != "-":
         show_run(arguments, subject, steps, machine, 0 if arguments.layer is None else layer)
     return 0
@@ -138,7 +139,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--view {view} shows one layer; name it, as in --layer 0")
     for target in (arguments.jsonl, arguments.chrome, arguments.html, arguments.svg):
         if target is not None:
-            export.check_target(target)
+            check_target(target)
     if arguments.svg and arguments.jsonl == "-":
         raise UsageError("--jsonl - shows no table that --svg could draw; write the lines to a file")
 

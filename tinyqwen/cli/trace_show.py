@@ -10,10 +10,10 @@ import sys
 from tinyqwen.cli.trace_subject import Subject
 from tinyqwen.config import Config
 from tinyqwen.errors import UsageError
+from tinyqwen.machine import Machine, seconds_per_span
 from tinyqwen.trace import export
 from tinyqwen.trace.attention_maps import attention_maps, attention_weights
 from tinyqwen.trace.lens import layer_outputs, lens
-from tinyqwen.trace.machine import Machine, seconds_per_span
 from tinyqwen.trace.record import TracedStep
 from tinyqwen.trace.routing import routers, routing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from tinyqwen.errors import UsageError
-from tinyqwen.trace.export import check_target, write
+from tinyqwen.files import check_target, write
 from tinyqwen.train.curve import chart, read_curve, span_of, svg
 
 SUMMARY = "show how a run went"

@@ -17,13 +17,13 @@ from rich.text import Text
 
 import tinyqwen.blocks
 from backends.interface import Cost, Operation
-from backends.tracing import Span
+from backends.tracing import Span, closed
 from tinyqwen.config import Config
 from tinyqwen.errors import UsageError
 from tinyqwen.formats import shape_weights
+from tinyqwen.machine import Machine
 from tinyqwen.plan import on_shapes
-from tinyqwen.trace.machine import Machine
-from tinyqwen.trace.record import TracedStep, closed
+from tinyqwen.trace.record import TracedStep
 from tinyqwen.trace.table import duration, result, si
 from tinyqwen.trace.views import say
 

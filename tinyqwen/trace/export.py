@@ -7,13 +7,10 @@ would have to be fetched.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from tinyqwen.errors import UsageError
-from tinyqwen.files import write_whole
-from tinyqwen.trace.machine import Machine
+from tinyqwen.files import write
+from tinyqwen.machine import Machine
 from tinyqwen.trace.record import TracedStep
 
 # rich's own frame, without the web font that it would ask for.
@@ -38,22 +35,6 @@ SVG = """\
 </g>
 </svg>
 """
-
-
-def check_target(target: str) -> None:
-    """UsageError for a file that cannot be there: asked before a long run, not after it."""
-    if target != "-" and Path(target).is_dir():
-        raise UsageError(f"{target} is a directory; name a file to write")
-    if target != "-" and not Path(target).parent.is_dir():
-        raise UsageError(f"{target}: there is no such folder to write into")
-
-
-def write(text: str, target: str) -> None:
-    """Into that file, whole or not at all, or to standard output for `-`. Errors: DiskFullError, UsageError."""
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        write_whole(target, text)
 
 
 def span_facts(number: int, step: TracedStep, span, machine: Machine) -> dict:

@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from backends.tracing import closed
 from tinyqwen.generate import Event
 from tinyqwen.tokenizer import TextStream, Tokenizer, harmless
-from tinyqwen.trace.record import Recorder, TracedStep, closed
+from tinyqwen.trace.record import Recorder, TracedStep
 from tinyqwen.trace.table import duration
 
 SECONDS = 1 / 8

@@ -16,11 +16,12 @@ from html import escape
 
 import numpy as np
 
+from backends.tracing import closed
 from tinyqwen.config import Config
+from tinyqwen.machine import Machine
 from tinyqwen.trace.attention_maps import AttentionMap, joined
-from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.pictures import heat_map, roofline
-from tinyqwen.trace.record import Row, TracedStep, closed, rows, split_layers
+from tinyqwen.trace.record import Row, TracedStep, rows, split_layers
 from tinyqwen.trace.routing import Routing
 from tinyqwen.trace.table import duration, result, si
 from tinyqwen.trace.views import ROWS, Spell, label

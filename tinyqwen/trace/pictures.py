@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
-from tinyqwen.trace.machine import Machine
-from tinyqwen.trace.record import closed
+from backends.tracing import closed
+from tinyqwen.machine import Machine
 from tinyqwen.trace.table import si
 
 

@@ -7,7 +7,6 @@ is bound by arithmetic and the other by memory.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backends.interface import Backend
@@ -86,21 +85,6 @@ def record(
     ):
         pass
     return recorder.steps()
-
-
-def closed(spans: Iterable[Span]) -> list[Span]:
-    """The spans that count: each with a cost, without those inside one that has a cost itself.
-
-    Their FLOPs and bytes add up to the whole, nothing twice.
-    """
-    found, inside = [], None
-    for span in spans:
-        if inside is not None and span.depth > inside:
-            continue
-        inside = span.depth if span.cost is not None else None
-        if span.cost is not None:
-            found.append(span)
-    return found
 
 
 @dataclass

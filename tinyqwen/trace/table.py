@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tinyqwen.trace.machine import Machine
-from tinyqwen.trace.record import SHORT, Layer, Row, TracedStep, closed, rows, split_layers
+from backends.tracing import closed
+from tinyqwen.machine import Machine
+from tinyqwen.trace.record import SHORT, Layer, Row, TracedStep, rows, split_layers
 
 # The axes of each operation's result; a test holds them against the sizes of a real run.
 LETTERS = {

@@ -2,12 +2,13 @@
 
 import pytest
 
+from backends.tracing import closed
 from tests.helpers import CONFIGS, dense_config, moe_config, small_weights
 from tests.tinyqwen.trace.watching import BACKEND, MACHINE, WIDTHS, fits, printed, start
 from tinyqwen.plan import OPENED, on_shapes, shape_weights
 from tinyqwen.trace.explain import ROOT, at_sizes, formula, operations, print_explain, source
 from tinyqwen.trace.explain import SIZES as EXPLAINED
-from tinyqwen.trace.record import closed, record
+from tinyqwen.trace.record import record
 from tinyqwen.trace.table import si
 
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 import backends
+from backends.tracing import closed
 from tests.checkpoints import write_tiny_checkpoint
 from tests.helpers import CONFIGS
 from tests.tinyqwen.trace.test_trace import start, traced
@@ -26,7 +27,7 @@ from tinyqwen.trace.attention_maps import AttentionMap, attention_maps
 from tinyqwen.trace.export import chrome_events, write_jsonl, write_svg
 from tinyqwen.trace.page import page
 from tinyqwen.trace.pictures import heat_map, roofline
-from tinyqwen.trace.record import closed, record, rows
+from tinyqwen.trace.record import record, rows
 from tinyqwen.trace.routing import routing
 from tinyqwen.trace.table import duration, print_trace, si
 

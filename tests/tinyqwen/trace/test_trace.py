@@ -7,14 +7,15 @@ from rich.console import Console
 
 import backends
 from backends import shape_only
+from backends.tracing import closed
 from tests.helpers import CONFIGS, small_weights
 from tests.tinyqwen.trace.watching import MACHINE
 from tinyqwen.generate import Running, generate
 from tinyqwen.kv_cache import KVCache
+from tinyqwen.machine import measure, seconds_per_span
 from tinyqwen.sampling import Sampling
 from tinyqwen.sizes import SIZES
-from tinyqwen.trace.machine import measure, seconds_per_span
-from tinyqwen.trace.record import closed, record, rows, split_layers
+from tinyqwen.trace.record import record, rows, split_layers
 from tinyqwen.trace.table import LETTERS, fold, print_trace, si
 from tinyqwen.weights import fill, tree
 

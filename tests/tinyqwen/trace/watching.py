@@ -12,9 +12,9 @@ import backends
 from tests.helpers import small_weights, tokens
 from tinyqwen.generate import Running
 from tinyqwen.kv_cache import KVCache
+from tinyqwen.machine import Machine
 from tinyqwen.sampling import Sampling
 from tinyqwen.trace.capture import capture
-from tinyqwen.trace.machine import Machine
 from tinyqwen.trace.routing import routers
 
 BACKEND = backends.get("numpy")
