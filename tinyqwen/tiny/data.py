@@ -40,10 +40,11 @@ SHARES: dict[str, float] = {
     "numbers": 4, "neighbours": 3, "translations": 3,
     "facts": 10, "talk": 6, "unknown": 6, "programs": 5, "story": 1.5,
 }  # fmt: skip
-# Tasks of few words; and from the first step on, questions for what was not said.
+# Tasks of few words.
 BRIEF = {name: share for name, share in SHARES.items() if name not in ("codes", "dialogue", "town", "story")}
-BRIEF |= {"few": 12}
-LONGER = SHARES | {"few": 10, "missing": 10}
+# It looked up what had never been said: most of the items, until it no longer does.
+MISSING = SHARES | {"missing": 500}
+FEW = SHARES | {"few": 500}
 # Questions in other words, too.
 LATER = SHARES | {
     "facts": 5, "asked": 10, "talk": 4, "greet": 7, "sort": 9, "count": 3, "letters": 4, "few": 3, "missing": 12,

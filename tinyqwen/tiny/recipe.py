@@ -2,10 +2,11 @@
 
 Stages:
 
-    short     short tasks, many short repeats, lists of words (`seen.py`), small steps: how a model works appears in
-              steps, not in tokens
+    short     short tasks and many short repeats, small steps: how a model works appears in steps, not in tokens
     longer    everything, repeats of longer segments
-    all       larger steps, fewer repeats, questions in other words
+    seen      nearly all on what was not said: words that came before or did not (`seen.py`)
+    few       the same questions in short conversations, smaller steps still: what was not said is now known not to be
+    all       everything, for much was forgotten meanwhile; larger steps, fewer repeats, questions in other words
     harder    more of what is not yet learnt
     slower    a falling learning rate: the loss falls most here
     last      still larger steps, down to the end
@@ -19,7 +20,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import BRIEF, HARDER, LATER, LENGTH, LONGER, Mixture
+from tinyqwen.tiny.data import BRIEF, FEW, HARDER, LATER, LENGTH, MISSING, SHARES, Mixture
 from tinyqwen.train import upcycle
 
 CONFIG = Config(
@@ -47,11 +48,13 @@ class Stage:
 
 STAGES = (
     Stage("warm-up", 200, 512, (0.0, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
-    Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.4, longest=8, seen=0.2)),
-    Stage("longer", 4_300, 1024, (2e-3, 2e-3), Mixture(LONGER, repeats=0.2, longest=16, seen=0.15)),
-    Stage("all", 2_250, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.08, seen=0.05)),
-    Stage("harder", 3_000, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05, seen=0.02)),
-    Stage("slower", 3_000, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
+    Stage("short", 5_000, 512, (2e-3, 2e-3), Mixture(BRIEF, repeats=0.5, longest=8)),
+    Stage("longer", 4_300, 1024, (2e-3, 2e-3), Mixture(SHARES, repeats=0.25, longest=16)),
+    Stage("seen", 1_600, 1024, (1e-3, 1e-3), Mixture(MISSING, repeats=0.05, seen=0.45)),
+    Stage("few", 1_250, 512, (1e-3, 1e-3), Mixture(FEW, repeats=0.05, seen=0.35)),
+    Stage("all", 2_250, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
+    Stage("harder", 2_500, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
+    Stage("slower", 2_800, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
     Stage("last", 1_000, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS_STAGES = (
