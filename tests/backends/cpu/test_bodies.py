@@ -1,5 +1,8 @@
 """The small bodies against their definitions: odd sizes, nothing at all, views, huge and tiny values, NaN."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -119,3 +122,16 @@ def test_huge_gates_are_open_or_shut(size):
 def test_a_row_whose_squares_overflow_is_nothing():
     """As in the definition: 1e30 squared is infinite in float32, and x / infinity is 0."""
     same(rms_norm, np.float32([[1e30, 1], [3, 4]]), np.float32([1, 10]), eps=1e-6)
+
+
+def test_no_body_uses_numpys_matrix_product():
+    """Its threads wait for the next one by turning in circles: beside ours, they took half of the machine."""
+    bodies = Path(backends.__file__).parent / "cpu"
+    products = [
+        f"{path.name}:{node.lineno}"
+        for path in bodies.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult))
+        or (isinstance(node, ast.Attribute) and node.attr in ("matmul", "dot", "einsum", "tensordot"))
+    ]
+    assert not products
