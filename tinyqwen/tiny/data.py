@@ -42,7 +42,7 @@ SHARES: dict[str, float] = {
 }  # fmt: skip
 # Tasks of few words.
 BRIEF = {name: share for name, share in SHARES.items() if name not in ("codes", "dialogue", "town", "story")}
-# It looked up what had never been said: most of the items, until it no longer does.
+# Most of the items ask for what was said or not, until it no longer makes up what was not.
 MISSING = SHARES | {"missing": 500}
 FEW = SHARES | {"few": 500}
 # Questions in other words, too.

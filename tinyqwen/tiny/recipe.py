@@ -59,7 +59,7 @@ STAGES = (
 )
 EXPERTS_STAGES = (
     Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
-    Stage("experts", 300, 2048, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("experts", 600, 2048, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 

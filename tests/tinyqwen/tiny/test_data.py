@@ -10,10 +10,8 @@ import pytest
 
 from tinyqwen.chat_template import chatml
 from tinyqwen.tiny.data import (
-    AGAIN,
     FEW,
     HARDER,
-    HONEST,
     LATER,
     LENGTH,
     MISSING,
@@ -110,7 +108,7 @@ def test_what_was_seen_is_what_came_before(encoder, seed):
 def test_what_was_said_in_one_item_is_not_asked_for_as_missing_in_the_next():
     rng = np.random.default_rng(0)
     lengths = {task: len(list(islice(conversation(rng, {task: 1}), 8))) for task in ("missing", "few", "codes", "add")}
-    assert lengths == {"missing": 1, "few": 1, "codes": 8, "add": 8}
+    assert lengths == {"missing": 1, "few": 1, "codes": 1, "add": 8}
     assert {item.task for task in TELLING for item in [TASKS[task](rng)]} == set(TELLING)
 
 
@@ -120,7 +118,6 @@ def test_exams_fit_in_the_context(encoder, task):
 
 
 def test_the_mixture_knows_every_task():
-    assert set(SHARES) | {"asked", "greet"} == set(LATER) == set(HARDER)
-    assert set(HARDER) | {"missing"} == set(MISSING) == set(HONEST) == set(AGAIN)
-    assert set(HARDER) | {"few"} == set(FEW)
-    assert set(HONEST) | set(FEW) | {"unseen"} == set(TASKS)
+    assert set(SHARES) | {"missing"} == set(MISSING) and set(SHARES) | {"few"} == set(FEW)
+    assert set(SHARES) | {"asked", "greet", "missing", "few"} == set(LATER) == set(HARDER)
+    assert set(HARDER) | {"unseen"} == set(TASKS)
