@@ -23,7 +23,7 @@ import numpy as np
 from tinyqwen.needle import SECRETS, text_sentences
 from tinyqwen.step import Step, make_step
 from tinyqwen.tiny.generators import TASKS, draw
-from tinyqwen.tiny.generators.item import Messages, chance, pick
+from tinyqwen.tiny.generators.item import Item, Messages, chance, pick
 from tinyqwen.tiny.generators.lookup import NAMES, SHORT
 from tinyqwen.tiny.generators.lookup import TASKS as LOOKUPS
 from tinyqwen.tiny.generators.strings import DIGITS, LETTERS
@@ -74,20 +74,30 @@ class Document(NamedTuple):
     targets: list[int]
 
 
-def conversation(rng: np.random.Generator, shares: dict[str, float]) -> Iterator[Messages]:
-    """Turns of items, an item at a time, without end.
-
-    But a second item that tells things ends the conversation: what the first has told would still be known, and
-    "I don't know" would be wrong.
-    """
-    names, share, said = list(shares), np.array(list(shares.values())), False
+def items(rng: np.random.Generator, shares: dict[str, float]) -> Iterator[Item]:
+    """Items of the tasks, in those shares, without end."""
+    names, share = list(shares), np.array(list(shares.values()))
     while True:
-        item = draw(TASKS[names[int(rng.choice(len(names), p=share / share.sum()))]], rng)
+        yield draw(TASKS[names[int(rng.choice(len(names), p=share / share.sum()))]], rng)
+
+
+def conversation(rng: np.random.Generator, shares: dict[str, float]) -> Iterator[Messages]:
+    """Turns of items, an item at a time.
+
+    A second item that tells things ends it: what the first has told would still be known, and "I don't know" would be
+    wrong.
+    """
+    told = False
+    for item in items(rng, shares):
         if item.task in TELLING:
-            if said:
+            if told:
                 return
-            said = True
-        yield [*item.messages, {"role": "assistant", "content": item.answer}]
+            told = True
+        yield turns_of(item)
+
+
+def turns_of(item: Item) -> Messages:
+    return [*item.messages, {"role": "assistant", "content": item.answer}]
 
 
 class Encoder:

@@ -53,9 +53,9 @@ STAGES = (
     Stage("seen", 1_600, 1024, (1e-3, 1e-3), Mixture(MISSING, repeats=0.05, seen=0.45)),
     Stage("few", 1_250, 512, (1e-3, 1e-3), Mixture(FEW, repeats=0.05, seen=0.35)),
     Stage("all", 2_250, 2048, (1.2e-3, 1.2e-3), Mixture(LATER, repeats=0.1)),
-    Stage("harder", 2_500, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
-    Stage("slower", 2_800, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
-    Stage("last", 1_000, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("harder", 2_300, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
+    Stage("slower", 2_400, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
+    Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
 )
 EXPERTS_STAGES = (
     Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),

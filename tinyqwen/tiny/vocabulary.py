@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Bpe
 
 from tinyqwen.needle import text_sentences
-from tinyqwen.tiny.data import SHARES, SYSTEMS, conversation
+from tinyqwen.tiny.data import SHARES, SYSTEMS, items, turns_of
 
 SIZE = 1536
 CONTROL = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -35,8 +35,8 @@ TEMPLATE = (
 def texts(seed: int, count: int):
     """What the vocabulary is trained on: the data, in the shares that they have in training."""
     rng = np.random.default_rng((seed, 1))
-    for turns in islice(conversation(rng, SHARES), count):
-        yield from (f"{turn['role']}\n{turn['content']}" for turn in turns)
+    for item in islice(items(rng, SHARES), count):
+        yield from (f"{turn['role']}\n{turn['content']}" for turn in turns_of(item))
     yield from islice(text_sentences(rng), count // 20)
     yield from (f"system\n{system}" for system in SYSTEMS for _ in range(count // 20))
 
