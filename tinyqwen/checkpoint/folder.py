@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import threading
 import warnings
@@ -28,7 +27,7 @@ import numpy as np
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
-from tinyqwen.checkpoint.moving import SMALL, start_moving, worth_moving
+from tinyqwen.checkpoint.moving import start_moving, worth_moving, worth_packing
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -127,8 +126,7 @@ def open_checkpoint(
     if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
         kept = Kept(source.files, wanted)
         inventory = kept.find() or inventory
-    packed = packed and sum(2 * math.prod(shape) for format, shape in wanted.values() if format == "bf16") > SMALL
-    tensors, maps = load(inventory, wanted, progress, mapped is not False, packed)
+    tensors, maps = load(inventory, wanted, progress, mapped is not False, packed and worth_packing(wanted))
     if kept and inventory is source.inventory:
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")

@@ -10,6 +10,7 @@ Whoever tells weights by their identity (a trace names them by it) waits for the
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 from backends.large_pages import LargePages
 from backends.quantised import Quantised
-from tinyqwen.checkpoint.loading import MappedFile
+from tinyqwen.checkpoint.loading import MappedFile, Wanted
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.memory import available_bytes
 from tinyqwen.weights import Node
@@ -31,6 +32,12 @@ def worth_moving(maps: tuple[MappedFile, ...]) -> bool:
         return False
     size = sum(len(file.bytes) for file in maps)
     return size > SMALL and 2 * size <= (available_bytes() or 0)
+
+
+def worth_packing(wanted: dict[str, Wanted]) -> bool:
+    """Whether there is much in bf16, and memory for 12 bits of each 16 with some to spare: a mapped file needs none."""
+    size = sum(2 * math.prod(shape) for format, shape in wanted.values() if format == "bf16")
+    return size > SMALL and size * 5 // 6 <= (available_bytes() or 0)
 
 
 def start_moving(weights: Node, maps: tuple[MappedFile, ...]) -> threading.Thread:

@@ -64,6 +64,21 @@ print(json.dumps({"at_first": at_first, "later": later, "seconds": prepared, "lo
 """
 
 
+# The same, after the process that helps the first start has done all of it alone.
+BESIDE = RUN.replace(
+    "start = time",
+    """
+import pickle, subprocess
+from tinyqwen.prepare import Tiny, form_of, kind as kind_of, small
+from tinyqwen.weights import Node, walk
+
+forms = {kind_of(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
+task = pickle.dumps((backend.features, Tiny(small(config), forms, sys.argv[2], sampling)))
+subprocess.run([sys.executable, "-m", "tinyqwen.prepare_beside"], input=task, check=True)
+start = time""",
+)
+
+
 def run(cache, script=RUN, formats=("f32", "f32"), kind="plain", **environment):
     """A process of its own with that cache folder: what it printed, as JSON, and its warnings.
 
@@ -103,6 +118,12 @@ def test_every_format_finds_its_kernels_ready(tmp_path, formats):
     first, _ = run(tmp_path, formats=formats)
     second, _ = run(tmp_path, formats=formats)
     assert first["at_first"] and (first["later"], second["at_first"], second["later"]) == ([], [], [])
+
+
+@pytest.mark.slow
+def test_the_process_that_helps_compiles_the_same_kernels(tmp_path):
+    said, errors = run(tmp_path, BESIDE, formats=("bf16", "bf16"))
+    assert (said["at_first"], said["later"], errors) == ([], [], "")
 
 
 def test_a_second_process_compiles_nothing_and_computes_the_same(filled):

@@ -16,8 +16,7 @@ from backends.quantised import BITS, Quantised, quantise
 from tests.checkpoints import stories_tensors
 from tests.helpers import CONFIGS, greedy, logits_of, tokens
 from tinyqwen.blocks.embedding import take_rows
-from tinyqwen.checkpoint import folder as folder_module
-from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
+from tinyqwen.checkpoint import moving, open_checkpoint, save_checkpoint
 from tinyqwen.checkpoint.inventory import fused_experts
 from tinyqwen.checkpoint.loading import QUANTISED_PIECE
 from tinyqwen.config import Config
@@ -116,7 +115,7 @@ def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, m
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])
 def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch, stored):
     """Matrices without whole blocks, and one with numbers of all magnitudes, stay as they are."""
-    monkeypatch.setattr(folder_module, "SMALL", 0)
+    monkeypatch.setattr(moving, "SMALL", 0)
     config = replace(CONFIGS["tied"], hidden_size=128, num_attention_heads=4, head_dim=32, intermediate_size=200)
     tensors, random = random_weights(config), np.random.default_rng(0)
     wild = "model.layers.1.self_attn.v_proj.weight"
@@ -133,6 +132,13 @@ def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch
         ours, theirs = (logits_of(backend, one.config, one.weights, [1, 2, 3]) for one in (packed, plain))
         np.testing.assert_array_equal(ours, theirs, strict=True)
     assert not any(isinstance(array, Packed) for array in leaves(plain.weights).values())
+
+
+@pytest.mark.parametrize(("available", "packs"), [(10**12, True), (12 * 10**9, False), (None, False)])
+def test_a_model_is_packed_only_where_there_is_room(monkeypatch, available, packs):
+    """Else it stays mapped, and runs as slowly as the disk is, but runs."""
+    monkeypatch.setattr(moving, "available_bytes", lambda: available)
+    assert moving.worth_packing({f"layer {n}": ("bf16", (10**4, 10**4)) for n in range(75)}) == packs
 
 
 def test_auto_is_as_stored_and_float16_is_not_cut(tmp_path, configs, write_file):
