@@ -10,6 +10,7 @@ Stages:
     harder    more of what is not yet learnt
     slower    a falling learning rate: the loss falls most here
     last      still larger steps, down to the end
+    again     more of what is still missing of it, and once more down to the end
 
 The sibling, a mixture of experts, is upcycled from the finished model and trained on for a short while.
 """
@@ -20,7 +21,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from tinyqwen.config import Config
-from tinyqwen.tiny.data import BRIEF, FEW, HARDER, LATER, LENGTH, MISSING, SHARES, Mixture
+from tinyqwen.tiny.data import AGAIN, BRIEF, FEW, HARDER, LATER, LENGTH, MISSING, SHARES, Mixture
 from tinyqwen.train import upcycle
 
 CONFIG = Config(
@@ -56,10 +57,11 @@ STAGES = (
     Stage("harder", 2_300, 2048, (1.2e-3, 1.2e-3), Mixture(HARDER, repeats=0.05)),
     Stage("slower", 2_400, 2048, (1.2e-3, 3e-4), Mixture(HARDER, repeats=0.05)),
     Stage("last", 850, 4096, (3e-4, 2e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("again", 1_100, 2048, (5e-4, 2e-5), Mixture(AGAIN, repeats=0.05)),
 )
 EXPERTS_STAGES = (
-    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(HARDER, repeats=0.05)),
-    Stage("experts", 600, 2048, (6e-4, 3e-5), Mixture(HARDER, repeats=0.05)),
+    Stage("warm-up", 50, 2048, (0.0, 6e-4), Mixture(AGAIN, repeats=0.05)),
+    Stage("experts", 600, 2048, (6e-4, 3e-5), Mixture(AGAIN, repeats=0.05)),
 )
 EXPERTS = upcycle.Recipe(experts=8, per_token=2, width=128)
 

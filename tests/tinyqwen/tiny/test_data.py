@@ -10,6 +10,7 @@ import pytest
 
 from tinyqwen.chat_template import chatml
 from tinyqwen.tiny.data import (
+    AGAIN,
     FEW,
     HARDER,
     LATER,
@@ -119,5 +120,5 @@ def test_exams_fit_in_the_context(encoder, task):
 
 def test_the_mixture_knows_every_task():
     assert set(SHARES) | {"missing"} == set(MISSING) and set(SHARES) | {"few"} == set(FEW)
-    assert set(SHARES) | {"asked", "greet", "missing", "few"} == set(LATER) == set(HARDER)
+    assert set(SHARES) | {"asked", "greet", "missing", "few"} == set(LATER) == set(HARDER) == set(AGAIN)
     assert set(HARDER) | {"unseen"} == set(TASKS)
