@@ -111,7 +111,7 @@ def digest(recipe: Recipe, step: int) -> str:
     """Of the stages that have begun before that step: later ones may still change, and a run goes on."""
     begun, first = [], 0
     for stage in recipe.stages:
-        if first <= step:
+        if first < step:
             begun.append(stage)
         first += stage.steps
     return hashlib.sha256(repr(begun).encode()).hexdigest()[:16]
