@@ -81,3 +81,10 @@ def test_only_stages_that_have_begun_decide_whether_a_run_may_go_on(monkeypatch)
     early, late = digest(Recipe(), 0), digest(Recipe(), Recipe().steps)
     monkeypatch.setattr(recipes, "STAGES", (*recipes.STAGES[:-1], replace(recipes.STAGES[-1], tokens=1)))
     assert digest(Recipe(), 0) == early and digest(Recipe(), Recipe().steps) != late
+
+
+def test_a_finished_run_goes_on_with_a_stage_that_is_new(monkeypatch):
+    steps = Recipe().steps
+    done = digest(Recipe(), steps)
+    monkeypatch.setattr(recipes, "STAGES", (*recipes.STAGES, recipes.STAGES[-1]))
+    assert digest(Recipe(), steps) == done != digest(Recipe(), steps + 1)
