@@ -175,9 +175,8 @@ def launch_attention(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, si
 @overload(launch_attention, inline="always")
 def _(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
     def token(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
-        launch_token(
-            state, threads, tasks, q, k_SGK, v_SGK, (np.int64(0), np.int64(CHUNK)), rows, sixteens, m, part, out, lse
-        )
+        cut = np.int64(0), np.int64(CHUNK)  # constants are other types than the numbers that attention.py compiles for
+        launch_token(state, threads, tasks, q, k_SGK, v_SGK, cut, rows, sixteens, m, part, out, lse)
 
     def blocks(state, threads, tasks, q, k_SGK, v_SGK, scales, S, rows, sixteens, m, part, out, lse):
         cut = len(rows), 0, CHUNK, S - 1, S

@@ -1,6 +1,6 @@
 """Make the embedded model from nothing: its tokenizer, its weights; and its sibling, a mixture of experts.
 
-python -m tinyqwen.tiny.make OUT               at most two hours on two cores; again, to continue what was interrupted
+python -m tinyqwen.tiny.make OUT               about an hour on two cores; again, to continue what was interrupted
 python -m tinyqwen.tiny.make OUT --experts     the sibling, when the model is there
 
 OUT/tokenizer/                   trained on the generated data
