@@ -22,6 +22,7 @@ import backends
 from tinyqwen.checkpoint import open_checkpoint, save_checkpoint
 from tinyqwen.config import Config
 from tinyqwen.errors import TinyqwenError, UsageError
+from tinyqwen.files import clear_errors
 from tinyqwen.memory import keep_freed
 from tinyqwen.tiny.data import Encoder
 from tinyqwen.tiny.generators import TASKS
@@ -104,9 +105,13 @@ def main() -> None:
     keep_freed()
     recipe = Recipe(experts=arguments.experts, seed=arguments.seed, scale=arguments.scale)
     try:
-        print(make(arguments.out, recipe, arguments.threads))
+        with clear_errors(arguments.out):
+            print(make(arguments.out, recipe, arguments.threads))
     except TinyqwenError as error:
         sys.exit(f"tinyqwen: {error}")
+    except KeyboardInterrupt:
+        print("tinyqwen: stopped; the same command goes on from the last step that was saved", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
