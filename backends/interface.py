@@ -95,6 +95,25 @@ class Operation:
 operation = Operation
 
 
+class Row(Operation):
+    """An operation that is nothing but others in a row, for backends that can do all of them at once.
+
+    A wrapper is never asked for it: it is given the operations themselves, so what it sees does not depend on who wraps
+    whom, and a body of this name has nobody to hide them from.
+
+    >>> @Row
+    ... def twice(backend, x): return double(backend, double(backend, x))
+    >>> double = Operation(lambda backend, x: x + x)
+    >>> twice(Backend(bodies={"twice": lambda backend, x: 4 * x}), 21), twice(Wrapper(Backend()), 21)
+    (84, 84)
+    """
+
+    def __call__(self, backend: Backend, *arrays, **settings):
+        if isinstance(backend, Wrapper):
+            return self.definition(backend, *arrays, **settings)
+        return super().__call__(backend, *arrays, **settings)
+
+
 class Backend:
     """Where arrays live and which bodies run.
 

@@ -1,6 +1,6 @@
 """The whole model: embed, layers, norm, logits.
 
-    token ids --take_rows--> x --decoder_layer, L times--> x --rms_norm--> x --linear--> logits
+    token ids --take_rows--> x --decoder_layers--> x --rms_norm--> x --linear--> logits
 
 Everything a Qwen2 model does between token ids and logits passes through this one function, on every backend, for
 prefill, decode, batches and training alike.
@@ -8,7 +8,7 @@ prefill, decode, batches and training alike.
 Source: transformers, Qwen2Model and Qwen2ForCausalLM.
 """
 
-from tinyqwen.blocks.decoder_layer import decoder_layer
+from tinyqwen.blocks.decoder_layer import decoder_layers
 from tinyqwen.blocks.dual_chunk import dual_chunk_tables
 from tinyqwen.blocks.embedding import take_rows
 from tinyqwen.blocks.linear import linear
@@ -40,8 +40,7 @@ def forward(backend, config, weights, step):
     else:
         tables = dual_chunk_tables(backend, step.position_T, step.length_T, **angles, chunk=chunk)
 
-    for layer in range(config.num_hidden_layers):
-        x_TD = decoder_layer(backend, x_TD, weights.layers[layer], tables, config=config, step=step, layer=layer)
+    x_TD = decoder_layers(backend, x_TD, weights.layers, tables, config=config, step=step)
 
     x_ND = take_rows(backend, x_TD, step.row_N)  # a prompt of T tokens needs one row of logits, not T
     x_ND = rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)

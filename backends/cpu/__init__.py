@@ -18,7 +18,7 @@ from backends.cpu.attention import attention_for
 from backends.cpu.attention_gradient import attention_gradient
 from backends.cpu.attention_part import attention_part_for
 from backends.cpu.by_likelihood import by_likelihood
-from backends.cpu.decoder_layer import decoder_layer_for
+from backends.cpu.decoder_layer import decoder_layers_for
 from backends.cpu.experts import experts
 from backends.cpu.features import detected
 from backends.cpu.likeliest import likeliest
@@ -42,7 +42,7 @@ from backends.large_pages import LARGE, block
 
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
-    made = attention_for(features), attention_part_for(features), decoder_layer_for(features), linear_for(features)
+    made = attention_for(features), attention_part_for(features), *decoder_layers_for(features), linear_for(features)
     there = (
         by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
         update_cache,

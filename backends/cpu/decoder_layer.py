@@ -1,4 +1,4 @@
-"""One token through a dense layer, as one call: the definition's steps, by the same kernels, without Python in between.
+"""One token through dense layers, as one call: the definition's steps, by the same kernels, without Python in between.
 
     x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
     x = x + feed_forward( norm(x) )           gate and up: one instead of two; SwiGLU takes 2 us without them
@@ -8,7 +8,11 @@ each, and with cold caches, because the weights drove everything else out) the m
 
     a step of the 0.5B, in ms, measured in turns                 bf16     int8     int4     (memory: 33 to 35 GB/s)
     v1  16 operations a layer, each through the door             38.1     18.6     16.2
-    v2  one                                                      36.9     17.1     14.4
+    v2  one a layer                                              36.9     17.1     14.4
+    v3  one for all layers                                       ----     ----     ----
+
+Of the 48 us that a layer of v2 cost, Python took 34 to find the weights and look at their formats, Numba 14 to look at
+each array. v3 does that once, and later sees whether all are still the same (`stack.py`).
 
 Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches (a trace, diff) is
 given those. Several tokens, several sequences, experts and windows take those steps: there they cost little.
@@ -16,7 +20,9 @@ given those. Several tokens, several sequences, experts and windows take those s
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba.core import types
@@ -31,79 +37,108 @@ from backends.cpu.rms_norm import norm_rows
 from backends.cpu.rope import turn_rows
 from backends.cpu.rows import F32, plain
 from backends.cpu.simd import LANES, load_part, store_part
+from backends.cpu.stack import Stack, alike, of_layer, stacked, unchanged
 from backends.cpu.swiglu import gated
 from backends.cpu.team import launcher, with_team
 from backends.cpu.update_cache import write
 from backends.interface import Wrapper
 from backends.quantised import GROUP, Quantised
 
+norms_in = attrgetter("input_layernorm.weight", "post_attention_layernorm.weight")
+matrices_in = attrgetter(
+    "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+    "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight",
+)  # fmt: skip
+biases_in = attrgetter("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
 
-def decoder_layer_for(features: frozenset[str]):
-    """The body of `decoder_layer`; for what it cannot do it answers NotImplemented, and the steps are run."""
+
+def decoder_layers_for(features: frozenset[str]):
+    """The bodies of `decoder_layers` and of `decoder_layer`. For what they cannot do they answer NotImplemented, and
+    the steps are run."""
+    stacks: WeakKeyDictionary = WeakKeyDictionary()  # by cache and first layer: what was found last, and its stack
+
+    def decoder_layers(backend, x_TD, layers, tables, *, config, step):
+        return through(x_TD, layers, tables, config, step, 0)
 
     def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
-        cache = step.spans[0].cache
         if isinstance(backend, Wrapper):  # somebody watches, and wants to see the steps
             return NotImplemented
-        if len(x_TD) != 1 or cache is None or len(tables) > 1 or config.is_sparse(layer) or config.window(layer):
+        return through(x_TD, [weights], tables, config, step, layer)
+
+    def through(x_TD, layers, tables, config, step, first):
+        cache, last = step.spans[0].cache, first + len(layers)
+        if len(x_TD) != 1 or cache is None or len(tables) > 1:
             return NotImplemented
-        H, R = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
-        matrices = taken(weights.self_attn, weights.mlp, features)
-        if matrices is None or R > LANES:
+        if any(config.is_sparse(layer) or config.window(layer) for layer in range(first, last)):
             return NotImplemented
-        write_as, read_as, scale_2GN, kind = stored(cache.layers[layer], "bf16" in features)
-        (cos_1Kh, sin_1Kh), out_TD = tables[0], np.empty(x_TD.shape, F32)
-        layer_of_one_token(
-            plain(x_TD), plain(weights.input_layernorm.weight), plain(weights.post_attention_layernorm.weight),
-            *matrices, plain(cos_1Kh), plain(sin_1Kh), write_as, read_as, scale_2GN, (kind,) * R,
-            (kind,) * (read_as.shape[3] // LANES), cache.length, H, config.intermediate_size, config.rms_norm_eps,
-            out_TD,
+        no_biases = () if config.qkv_bias else (None,) * 3
+        found = [
+            (*norms_in(weights), *matrices_in(weights), *(no_biases or biases_in(weights)), kv_2GNK)
+            for weights, kv_2GNK in zip(layers, cache.layers[first:last], strict=True)
+        ]
+        R = config.num_attention_heads // config.num_key_value_heads
+        kept = stacks.setdefault(cache, {})
+        before, stack = kept.get(first, ((), None))
+        if not unchanged(before, found):
+            stack = stack_of(found, features)
+            kept[first] = found, stack
+        if stack is None or R > LANES:
+            return NotImplemented
+        (cos_1Kh, sin_1Kh), out_TD = tables[0], np.array(x_TD, F32, order="C")
+        read_as, kind = stack.layers[0][-2], multiplied_as(cache.layers[first], features)
+        layers_of_one_token(
+            stack.layers[0], stack.address_LP, plain(cos_1Kh), plain(sin_1Kh), (kind,) * R,
+            (kind,) * (read_as.shape[3] // LANES), cache.length, config.num_attention_heads, config.intermediate_size,
+            config.rms_norm_eps, out_TD,
         )  # fmt: skip
         return out_TD
 
-    return decoder_layer
+    return decoder_layers, decoder_layer
 
 
-def taken(attention, mlp, features: frozenset[str]) -> tuple | None:
-    """A layer's matrices and biases as the kernel takes them.
+def stack_of(found: list[tuple], features: frozenset[str]) -> Stack | None:
+    """Layers as the kernel takes them; None if a matrix cannot be, or if layers differ."""
+    if len({tuple(getattr(array, "shape", None) for array in each) for each in found}) > 1:
+        return None
+    layers = [as_taken(each[:2], each[2:9], each[9:12], each[12], features) for each in found]
+    return None if None in layers else stacked(layers)
 
-    None if those that share a token differ in format, or are not whole groups wide, so that tokens had to be filled up.
+
+def as_taken(norms, matrices, biases, kv_2GNK, features: frozenset[str]) -> tuple | None:
+    """A layer's arrays as the kernel takes them.
+
+    None if matrices that share a token differ in format, or are not whole groups wide, so that tokens had to be filled
+    up.
     """
-    projections = attention.q_proj, attention.k_proj, attention.v_proj
-    places = *projections, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    if any(isinstance(place.weight, Quantised) and place.weight.shape[1] % GROUP for place in places):
+    if any(isinstance(matrix, Quantised) and matrix.shape[1] % GROUP for matrix in matrices):
         return None
-    matrices = [as_kernels_take(place.weight, features) for place in places]
-    if any(matrix is None for matrix in matrices):
+    taken = [as_kernels_take(matrix, features) for matrix in matrices]
+    if any(matrix is None for matrix in taken):
         return None
-    q, k, v, o, gate, up, down = matrices
-    biases = [getattr(each, "bias", None) for each in projections]
+    q, k, v, o, gate, up, down = taken
     bias_q, bias_k, bias_v = [NO_BIAS if bias is None else plain(bias) for bias in biases]
     if not (alike(q, k) and alike(q, v) and alike(gate, up) and alike(bias_q, bias_k) and alike(bias_q, bias_v)):
         return None
-    return (q, k, v), (bias_q, bias_k, bias_v), o, gate, up, down
+    return tuple(map(plain, norms)), (q, k, v), (bias_q, bias_k, bias_v), o, gate, up, down, *stored(kv_2GNK, features)
 
 
-def alike(one, other) -> bool:
-    """Whether kernels see two matrices, or two biases, as of one type."""
-    if isinstance(one, tuple) or isinstance(other, tuple):
-        return isinstance(one, tuple) and isinstance(other, tuple) and all(map(alike, one, other))
-    return one.dtype == other.dtype and one.flags.writeable == other.flags.writeable
+def multiplied_as(kv_2GNK: Any, features: frozenset[str]) -> float | int:
+    """How keys and values are multiplied: see attention.py."""
+    return PAIRS if kv_2GNK.dtype != F32 and "bf16" in features and kv_2GNK.shape[3] % 32 == 0 else FLOATS
 
 
-def stored(kv_2GNK: Any, bf16: bool):
-    """A layer's cache for writing and for reading, its scales or None, and how to multiply (see attention.py).
+def stored(kv_2GNK: Any, features: frozenset[str]):
+    """A layer's cache for writing and for reading, and its scales or None.
 
     For reading, slots come before heads. That view is NumPy's, because Numba's takes two seconds to compile.
     """
     if kv_2GNK.dtype == F32:
-        return kv_2GNK, slots_first(kv_2GNK), None, FLOATS
-    pairs = bf16 and kv_2GNK.shape[3] % 32 == 0
-    kind = PAIRS if pairs else FLOATS
+        return kv_2GNK, slots_first(kv_2GNK), None
     if kv_2GNK.dtype == BFLOAT16:
         halves = kv_2GNK.view(np.uint16)
-        return halves, slots_first(halves.view(np.int32) if pairs else halves), None, kind
-    return kv_2GNK.values, slots_first(kv_2GNK.values), kv_2GNK.scales, kind
+        pairs = multiplied_as(kv_2GNK, features) is PAIRS
+        return halves, slots_first(halves.view(np.int32) if pairs else halves), None
+    return kv_2GNK.values, slots_first(kv_2GNK.values), kv_2GNK.scales
 
 
 def slots_first(kv_2GNK):
@@ -112,39 +147,40 @@ def slots_first(kv_2GNK):
 
 @with_team
 @kernel
-def layer_of_one_token(
-    state, threads, x_1D, input_norm_D, post_norm_D, qkv, qkv_bias, o, gate, up, down,
-    cos_1Kh, sin_1Kh, write_2GNK, read_2NGK, scale_2GN, rows, sixteens, past, H, F, eps, out_1D,
+def layers_of_one_token(
+    state, threads, first, address_LP, cos_1Kh, sin_1Kh, rows, sixteens, past, H, F, eps, x_1D
 ):  # fmt: skip
-    """The steps of the definition, in its order."""
-    D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
-    no_bias, h_1D = qkv_bias[0][:0], np.empty((1, D), np.float32)
+    """The steps of the definition, in its order, layer by layer; x_1D is the stream."""
+    for layer in range(address_LP.shape[0]):
+        norms, qkv, biases, o, gate, up, down, write_2GNK, read_2NGK, scale_2GN = of_layer(first, address_LP, layer)
+        D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
+        no_bias, h_1D = biases[0][:0], np.empty((1, D), np.float32)
 
-    norm_rows(0, 1, x_1D, input_norm_D, eps, h_1D)
-    q_n, k_n, v_n = np.empty(H * K, np.float32), np.empty(G * K, np.float32), np.empty(G * K, np.float32)
-    all_units = units(qkv[0]) + units(qkv[1]) + units(qkv[2])
-    launch_several(state, threads, all_units, qkv, prepared(qkv[0], h_1D[0]), qkv_bias, (q_n, k_n, v_n))
+        norm_rows(0, 1, x_1D, norms[0], eps, h_1D)
+        q_n, k_n, v_n = np.empty(H * K, np.float32), np.empty(G * K, np.float32), np.empty(G * K, np.float32)
+        all_units = units(qkv[0]) + units(qkv[1]) + units(qkv[2])
+        launch_several(state, threads, all_units, qkv, prepared(qkv[0], h_1D[0]), biases, (q_n, k_n, v_n))
 
-    q_1HK, k_1GK = np.empty((1, H, K), np.float32), np.empty((1, G, K), np.float32)
-    turn_rows(0, 1, q_n.reshape(1, H, K), cos_1Kh, sin_1Kh, q_1HK)
-    turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
-    write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
-    attended_n = np.empty(H * K, np.float32)
-    attend_one(state, threads, q_1HK, read_2NGK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
+        q_1HK, k_1GK = np.empty((1, H, K), np.float32), np.empty((1, G, K), np.float32)
+        turn_rows(0, 1, q_n.reshape(1, H, K), cos_1Kh, sin_1Kh, q_1HK)
+        turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
+        write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
+        attended_n = np.empty(H * K, np.float32)
+        attend_one(state, threads, q_1HK, read_2NGK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
 
-    launch(state, threads, o, prepared(o, attended_n), no_bias, h_1D[0])
-    for d in range(D):
-        out_1D[0, d] = x_1D[0, d] + h_1D[0, d]
+        launch(state, threads, o, prepared(o, attended_n), no_bias, h_1D[0])
+        for d in range(D):
+            x_1D[0, d] += h_1D[0, d]
 
-    norm_rows(0, 1, out_1D, post_norm_D, eps, h_1D)
-    gate_F, up_F, hidden_F = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
-    both, no_biases, outs = (gate, up, up), (no_bias, no_bias, no_bias), (gate_F, up_F, up_F)
-    launch_several(state, threads, units(gate) + units(up), both, prepared(gate, h_1D[0]), no_biases, outs)
-    for f in range(0, F, LANES):
-        store_part(hidden_F, f, gated(load_part(gate_F, f, F - f), load_part(up_F, f, F - f)), F - f)
-    launch(state, threads, down, prepared(down, hidden_F), no_bias, h_1D[0])
-    for d in range(D):
-        out_1D[0, d] += h_1D[0, d]
+        norm_rows(0, 1, x_1D, norms[1], eps, h_1D)
+        gate_F, up_F, hidden_F = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
+        both, no_biases, outs = (gate, up, up), (no_bias, no_bias, no_bias), (gate_F, up_F, up_F)
+        launch_several(state, threads, units(gate) + units(up), both, prepared(gate, h_1D[0]), no_biases, outs)
+        for f in range(0, F, LANES):
+            store_part(hidden_F, f, gated(load_part(gate_F, f, F - f), load_part(up_F, f, F - f)), F - f)
+        launch(state, threads, down, prepared(down, hidden_F), no_bias, h_1D[0])
+        for d in range(D):
+            x_1D[0, d] += h_1D[0, d]
 
 
 launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)

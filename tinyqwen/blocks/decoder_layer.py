@@ -9,7 +9,7 @@ Qwen2 is pre-norm: the norm stands before each part, never on the stream itself.
 Source: transformers, Qwen2DecoderLayer and Qwen2MoeDecoderLayer.
 """
 
-from backends.interface import operation
+from backends.interface import Row, operation
 from tinyqwen.blocks.linear import add
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
@@ -32,3 +32,11 @@ def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
     else:
         h_TD = feed_forward(backend, h_TD, weights.mlp)
     return add(backend, x_TD, h_TD)
+
+
+@Row
+def decoder_layers(backend, x_TD, layers, tables, *, config, step):
+    """The residual stream after all layers, one after the other."""
+    for layer, weights in enumerate(layers):
+        x_TD = decoder_layer(backend, x_TD, weights, tables, config=config, step=step, layer=layer)
+    return x_TD
