@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backends.interface import Backend
-from backends.packed import Packed, can_pack, pack
+from backends.packed import BFLOAT16, Packed, can_pack
 from backends.quantised import Quantised, quantise
 from tinyqwen.checkpoint.upload import upload
 from tinyqwen.config import FULL, Config, DualChunk
@@ -65,11 +65,13 @@ def prepare(
     sampling: Sampling,
     *,
     kv_format: str = "f32",
+    packing: bool = False,
     compiling: Callable[[str], None] | None = None,
 ) -> None:
     """Have all kernels at hand that this model needs.
 
     kv_format   of the real model's caches
+    packing     whether weights in bf16 are being packed (`Checkpoint.packing`): kernels of before and after
     compiling   called with a kernel's name before it is compiled; never, once all are on disk
     """
     forms = {kind(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
@@ -80,8 +82,10 @@ def prepare(
     from backends.cpu.compiling import announced
     from tinyqwen.prepare_beside import second_process
 
-    tiny = Tiny(small(config), forms, kv_format, sampling)
-    with second_process(backend, tiny) as begin:
+    after = {name: form._replace(stored="packed") if can_be_packed(form) else form for name, form in forms.items()}
+    before = {name: form._replace(stored="plain") if form.stored == "packed" else form for name, form in forms.items()}
+    tinies = [Tiny(small(config), each, kv_format, sampling) for each in ([before, after] if packing else [forms])]
+    with second_process(backend, tinies) as begin:
 
         def missing(name: str) -> None:
             begin()
@@ -89,7 +93,8 @@ def prepare(
                 compiling(name)
 
         with announced(missing):
-            run(backend, tiny)
+            for tiny in tinies:
+                run(backend, tiny)
 
 
 def run(backend: Backend, tiny: Tiny, *, backwards: bool = False) -> None:
@@ -152,6 +157,10 @@ def kind(path: str) -> str:
     return re.sub(r"\d+", "N", path)
 
 
+def can_be_packed(form: Form) -> bool:
+    return form.stored == "plain" and form.dtype == BFLOAT16
+
+
 def form_of(real: Any) -> Form:
     stored: str | int = real.bits if isinstance(real, Quantised) else "packed" if isinstance(real, Packed) else "plain"
     memory = real.values if isinstance(real, Quantised) else real
@@ -166,6 +175,10 @@ def zeros(form: Form, shape: tuple[int, ...]) -> Any:
         return quantised
     array = np.zeros(shape, form.dtype)
     if form.stored == "packed" and can_pack(shape):
-        return pack(array)
+        from backends.cpu.packing import Packing  # kernels, too
+
+        packing = Packing(shape)
+        packing.add(0, array)
+        return packing.end()
     array.flags.writeable = form.writeable
     return array

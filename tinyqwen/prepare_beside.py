@@ -21,7 +21,7 @@ from tinyqwen.prepare import Tiny, run
 
 
 @contextlib.contextmanager
-def second_process(backend: Any, tiny: Tiny) -> Iterator[Callable[[], None]]:
+def second_process(backend: Any, tinies: list[Tiny]) -> Iterator[Callable[[], None]]:
     """In this block, the function that it gives starts the process, once, if the backend has a second thread for it."""
     started: list[subprocess.Popen] = []
 
@@ -32,7 +32,7 @@ def second_process(backend: Any, tiny: Tiny) -> Iterator[Callable[[], None]]:
         here = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         silent = subprocess.DEVNULL
         with contextlib.suppress(OSError), tempfile.TemporaryFile() as task:
-            pickle.dump((backend.features, tiny), task)
+            pickle.dump((backend.features, tinies), task)
             task.seek(0)
             started.append(subprocess.Popen(python, stdin=task, stdout=silent, stderr=silent, env=here))
 
@@ -45,8 +45,10 @@ def second_process(backend: Any, tiny: Tiny) -> Iterator[Callable[[], None]]:
 
 
 def main() -> None:
-    features, tiny = pickle.load(sys.stdin.buffer)
-    run(backends.get("cpu", features=features, threads=2), tiny, backwards=True)
+    features, tinies = pickle.load(sys.stdin.buffer)
+    backend = backends.get("cpu", features=features, threads=2)
+    for tiny in reversed(tinies):
+        run(backend, tiny, backwards=True)
 
 
 if __name__ == "__main__":

@@ -218,8 +218,9 @@ def load(
     kv_format = cache_format(kv_dtype, computes, checkpoint.format)
     prepare(
         computes, checkpoint.config, checkpoint.weights, generation.sampling,
-        kv_format=kv_format, compiling=compiling,
+        kv_format=kv_format, packing=checkpoint.packing, compiling=compiling,
     )  # fmt: skip
+    checkpoint.move()  # not before: finding the kernels would take three times as long beside it
     return Runtime(
         computes,
         checkpoint,

@@ -100,8 +100,13 @@ def stack_of(found: list[tuple], features: frozenset[str]) -> Stack | None:
     """Layers as the kernel takes them; None if a matrix cannot be, or if layers differ."""
     if len({tuple(getattr(array, "shape", None) for array in each) for each in found}) > 1:
         return None
-    layers = [as_taken(each[:2], each[2:9], each[9:12], each[12], features) for each in found]
-    return None if None in layers else stacked(layers)
+    layers = []
+    for each in found:
+        layer = as_taken(each[:2], each[2:9], each[9:12], each[12], features)
+        if layer is None:
+            return None
+        layers.append(layer)
+    return stacked(layers)
 
 
 def as_taken(norms, matrices, biases, kv_2GNK, features: frozenset[str]) -> tuple | None:

@@ -27,7 +27,7 @@ import numpy as np
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
-from tinyqwen.checkpoint.moving import start_moving, worth_moving, worth_packing
+from tinyqwen.checkpoint.moving import is_to_pack, mover, worth_moving, worth_packing
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -53,6 +53,9 @@ class Checkpoint:
     weights   the tree that `tinyqwen.model.forward` takes
     files     the weight files
     format    of the matrices, see `tinyqwen.formats`; mixed if the files mix f32 and bf16 and were opened as they are
+    maps      the files that weights are views of, at least at first
+    moving    the thread that moves them to where they stay once it is started, see `moving.py`
+    packing   whether those in bf16 are packed on the way
     """
 
     folder: Path
@@ -62,9 +65,16 @@ class Checkpoint:
     format: str
     maps: tuple[MappedFile, ...] = ()
     moving: threading.Thread | None = None
+    packing: bool = False
+
+    def move(self) -> None:
+        """Let the weights move to where they stay, from now on: it takes a core for a second or more."""
+        if self.moving and self.moving.ident is None:
+            self.moving.start()
 
     def settle(self) -> None:
-        """Wait until the weights have moved to where they stay, see `moving.py`."""
+        """Wait until the weights are where they stay."""
+        self.move()
         if self.moving:
             self.moving.join()
 
@@ -99,7 +109,7 @@ def open_checkpoint(
     keep            whether to keep what was quantised for the next start, see `kept.py`
     mapped          whether what is wanted as it is stored may be the file itself: no time to load, and no memory of its
                     own. False: a copy, which kernels read faster. None: the file at first, and if a copy leaves as much
-                    memory free, that takes its place while the model works (`moving.py`)
+                    memory free, or is packed, that takes its place while the model works (`moving.py`)
     packed          whether the matrices of a large model in bf16 may be packed, without loss (`backends/packed.py`);
                     for kernels that take them so, and not for a model that is given away
     progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
@@ -126,13 +136,15 @@ def open_checkpoint(
     if keep and not source.config.quantization_config and formats.intersection(QUANTISED):
         kept = Kept(source.files, wanted)
         inventory = kept.find() or inventory
-    tensors, maps = load(inventory, wanted, progress, mapped is not False, packed and worth_packing(wanted))
+    packed, moves = packed and worth_packing(wanted), mapped is None
+    tensors, maps = load(inventory, wanted, progress, mapped is not False, packed, later=moves)
     if kept and inventory is source.inventory:
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")
     weights, format = tree(tensors), formats.pop() if len(formats) == 1 else body
-    moving = start_moving(weights, maps) if mapped is None and worth_moving(maps) else None
-    return Checkpoint(source.folder, source.config, weights, source.files, format, maps, moving)
+    moving = mover(weights, maps, packed) if moves and maps and (packed or worth_moving(maps)) else None
+    packing = packed and moving is not None and any(is_to_pack(array, maps) for array in tensors.values())
+    return Checkpoint(source.folder, source.config, weights, source.files, format, maps, moving, packing)
 
 
 class Source(NamedTuple):

@@ -1,9 +1,12 @@
 """Weights move from their mapped file into large pages, while the model works already.
 
-A copy in pages of 2 MB decodes faster than the mapped file (`large_pages.py`), but making it takes a second or so that
-nobody should wait for. So a model starts on the mapped file, and a thread puts copies in its place, array by array: who
-asks the tree for a weight gets the one or the other, and both hold the same numbers. What has moved leaves the file's
-pages to the system at once, so memory holds the weights once, and a few MB twice.
+A copy in pages of 2 MB decodes faster than the mapped file (`large_pages.py`), and one of bfloat16 in 12 bits faster
+still (`packed.py`), but making it takes a second or so that nobody should wait for. So a model starts on the mapped
+file, and a thread puts copies in its place, array by array: who asks the tree for a weight gets the one or the other,
+and both hold the same numbers. What has moved leaves the file's pages to the system at once, so memory holds the
+weights once, and a few MB twice.
+
+From the command to the first token of the 0.5B in bf16: 2.7 s packed before, 2.0 s packed meanwhile.
 
 Whoever tells weights by their identity (a trace names them by it) waits for the end with `Checkpoint.settle`.
 """
@@ -16,9 +19,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from backends.large_pages import LargePages
+from backends.packed import BFLOAT16, Packed, can_pack
 from backends.quantised import Quantised
-from tinyqwen.checkpoint.loading import MappedFile, Wanted
+from tinyqwen.checkpoint.loading import PIECE, MappedFile, Wanted, parts_of, pieces, start_packing
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.memory import available_bytes
 from tinyqwen.weights import Node
@@ -40,21 +46,32 @@ def worth_packing(wanted: dict[str, Wanted]) -> bool:
     return size > SMALL and size * 5 // 6 <= (available_bytes() or 0)
 
 
-def start_moving(weights: Node, maps: tuple[MappedFile, ...]) -> threading.Thread:
-    """The thread that moves every mapped array of the tree; it ends early if a file changes or memory is short."""
-    thread = threading.Thread(target=move, args=[weights, maps], daemon=True, name="moving weights")
-    thread.start()
-    return thread
+def is_to_pack(array: Any, maps: tuple[MappedFile, ...]) -> bool:
+    """Whether this is a mapped matrix in bf16 that can be packed."""
+    plain = isinstance(array, np.ndarray) and array.dtype == BFLOAT16 and can_pack(array.shape)
+    return plain and any(file.holds(array) for file in maps)
 
 
-def move(weights: Node, maps: tuple[MappedFile, ...]) -> None:
+def mover(weights: Node, maps: tuple[MappedFile, ...], packed: bool) -> threading.Thread:
+    """The thread that moves every mapped array of the tree; it ends early if a file changes or memory is short.
+
+    packed   whether matrices in bf16 become 12 bits a number
+    """
+    return threading.Thread(target=move, args=[weights, maps, packed], daemon=True, name="moving weights")
+
+
+def move(weights: Node, maps: tuple[MappedFile, ...], packed: bool) -> None:
     pages = LargePages()
 
     def moved(array: Any) -> Any:
         if isinstance(array, Quantised):
             return Quantised(array.bits, array.shape, moved(array.values), moved(array.scales))
-        for file in maps:
+        for file in [] if isinstance(array, Packed) else maps:
             if file.holds(array):
+                if packed and is_to_pack(array, maps):
+                    matrix = packed_from(file, array, pages)
+                    if matrix.nbytes < array.nbytes:  # numbers of all magnitudes are better left alone
+                        return matrix
                 copy = pages.empty(array.shape, array.dtype)
                 file.read(array, copy)
                 copy.flags.writeable = False
@@ -67,11 +84,21 @@ def move(weights: Node, maps: tuple[MappedFile, ...]) -> None:
             for file in maps:
                 file.check_unchanged()  # or the copy may be of two minds; the next step will say so
             setattr(place, name, copy)
-            for part in (array.values, array.scales) if isinstance(array, Quantised) else (array,):
+            for part in parts_of(array):
                 for file in maps:
                     file.let_go(part)
     except (OSError, MemoryError, ModelFilesError):
         return  # the mapped file serves as well
+
+
+def packed_from(file: MappedFile, array: np.ndarray, pages: LargePages) -> Packed:
+    """The matrix in 12 bits a number, from some MB at a time."""
+    packing, rows = start_packing(array.shape, pages.empty), max(1, PIECE // array.shape[1])
+    for start, stop in pieces(len(array), rows):
+        some = np.empty((stop - start, array.shape[1]), BFLOAT16)
+        file.read(array[start:stop], some)
+        packing.add(start, some)
+    return packing.end()
 
 
 def places(node: Node) -> Iterator[tuple[Node, str, Any]]:

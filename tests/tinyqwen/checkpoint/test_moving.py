@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from backends import get
+from backends.packed import Packed
 from backends.quantised import Quantised
-from tinyqwen.checkpoint import moving, open_checkpoint
+from tinyqwen.checkpoint import moving, open_checkpoint, save_checkpoint
+from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.step import make_step
+from tinyqwen.weights import random_weights
 
 
 @pytest.fixture
@@ -45,8 +48,16 @@ def test_the_same_numbers_elsewhere(open_moving, format, name):
     assert (checkpoint.weights.lm_head is checkpoint.weights.embed_tokens) == tied
 
 
-def test_the_model_works_meanwhile(open_moving, monkeypatch):
+WIDE = Config(
+    hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=90, head_dim=32
+)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_model_works_meanwhile(monkeypatch, tmp_path, packed):
     """The thread is held up after each array; the logits are the same before, between and after."""
+    monkeypatch.setattr(moving, "SMALL", 0)
+    save_checkpoint(tmp_path, WIDE, random_weights(WIDE), dtype="bfloat16")
     steps, go = threading.Semaphore(0), threading.Semaphore(0)
     real = moving.places
 
@@ -57,20 +68,26 @@ def test_the_model_works_meanwhile(open_moving, monkeypatch):
             go.acquire()
 
     monkeypatch.setattr(moving, "places", slow_places)
-    checkpoint, backend = open_moving("bf16"), get("cpu")
+    checkpoint, backend = open_checkpoint(tmp_path, dtype="bf16", mapped=None, packed=packed), get("cpu")
+    answered = KVCache(backend, WIDE)
 
     def logits():
-        cache = KVCache(backend, checkpoint.config)
-        return forward(backend, checkpoint.config, checkpoint.weights, make_step([([1, 2, 3], cache)]))
+        """Of a prompt, and of a token behind it."""
+        cache = KVCache(backend, WIDE)
+        for sequence, ids in (cache, [1, 2, 3]), (cache, [4]), (answered, [5]):
+            yield forward(backend, WIDE, checkpoint.weights, make_step([(ids, sequence)]))
+        answered.length = 0
 
-    expected, count = logits(), 0
+    expected, count = [*logits()], 0
+    checkpoint.move()
     while checkpoint.moving.is_alive():
         if steps.acquire(timeout=0.1):
-            np.testing.assert_array_equal(logits(), expected)
+            np.testing.assert_array_equal([*logits()], expected)
             count += 1
             go.release()
     assert count > 10
-    np.testing.assert_array_equal(logits(), expected)
+    np.testing.assert_array_equal([*logits()], expected)
+    assert isinstance(checkpoint.weights.layers[1].mlp.up_proj.weight, Packed) == packed
 
 
 @pytest.mark.parametrize(("available", "moves"), [(10**9, True), (1000, False), (None, False)])
@@ -91,12 +108,11 @@ def test_a_file_that_changes_meanwhile_stays_mapped(open_moving, monkeypatch):
     """Its copy could be of two versions. The next step says what happened."""
     from tinyqwen.errors import ModelFilesError
 
-    monkeypatch.setattr(moving, "start_moving", lambda weights, maps: None)
     checkpoint = open_moving("bf16", mapped=True)
     with open(checkpoint.files[0], "r+b") as file:
         file.seek(-2, 2)
         file.write(b"ab")
-    moving.move(checkpoint.weights, checkpoint.maps)
+    moving.move(checkpoint.weights, checkpoint.maps, packed=False)
     assert all(any(file.holds(array) for file in checkpoint.maps) or array.ndim == 1 for array in arrays_of(checkpoint))
     with pytest.raises(ModelFilesError, match="changed while in use"):
         checkpoint.check_unchanged()

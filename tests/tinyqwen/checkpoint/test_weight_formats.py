@@ -112,16 +112,21 @@ def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, m
             np.testing.assert_array_equal(ours[name].astype(np.float32), theirs[name].astype(np.float32))
 
 
-@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
-def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch, stored):
-    """Matrices without whole blocks, and one with numbers of all magnitudes, stay as they are."""
+@pytest.mark.parametrize(("stored", "mapped", "meanwhile"), [
+    ("bfloat16", True, False), ("bfloat16", None, True), ("float32", None, False), ("bfloat16", False, False),
+])  # fmt: skip
+def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch, stored, mapped, meanwhile):
+    """At once or while it works. Matrices without whole blocks, and one with numbers of all magnitudes, stay."""
     monkeypatch.setattr(moving, "SMALL", 0)
     config = replace(CONFIGS["tied"], hidden_size=128, num_attention_heads=4, head_dim=32, intermediate_size=200)
     tensors, random = random_weights(config), np.random.default_rng(0)
     wild = "model.layers.1.self_attn.v_proj.weight"
     tensors[wild] = np.ldexp(tensors[wild], random.integers(-60, 20, tensors[wild].shape)).astype(np.float32)
     save_checkpoint(tmp_path, config, tensors, dtype=stored)
-    plain, packed = (open_checkpoint(tmp_path, dtype="bf16", packed=packed) for packed in (False, True))
+    plain, packed = (open_checkpoint(tmp_path, dtype="bf16", packed=packed, mapped=mapped) for packed in (False, True))
+    assert packed.packing == meanwhile
+    assert meanwhile != any(isinstance(array, Packed) for array in leaves(packed.weights).values())
+    packed.settle()
     kinds = {path: isinstance(array, Packed) for path, array in leaves(packed.weights).items() if array.ndim == 2}
     assert kinds.pop(wild.removeprefix("model.")) is False
     assert kinds == {path: "down_proj" not in path for path in kinds}
