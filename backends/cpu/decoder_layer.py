@@ -9,7 +9,10 @@ each, and with cold caches, because the weights drove everything else out) the m
     a step of the 0.5B, in ms, measured in turns                 bf16     int8     int4     (memory: 33 to 35 GB/s)
     v1  16 operations a layer, each through the door             38.1     18.6     16.2
     v2  one a layer                                              36.9     17.1     14.4
-    v3  one for all layers                                       ----     ----     ----
+
+    in turns again, bf16 in 12 bits by now; medians of 12 processes, between which memory moved by a third
+    v2  one a layer                                              28.0     18.6     11.9
+    v3  one for all layers                                       24.9     17.4     11.3
 
 Of the 48 us that a layer of v2 cost, Python took 34 to find the weights and look at their formats, Numba 14 to look at
 each array. v3 does that once, and later sees whether all are still the same (`stack.py`).

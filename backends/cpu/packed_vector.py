@@ -7,16 +7,14 @@ bytes, and interleaved with the lower bytes. What then happens is what `matrix_v
 are the same to the last bit.
 
                                              two cores, all layers in turns: tokens for each of bfloat16 as it lies
-                                             0.5B, a read: 57 GB/s    1.5B, 37 GB/s    1.5B, 60 GB/s
-    v1  4 bits of exponent, shifted          1.13                     1.10             1.00
-    v2  a table of upper bytes, and wide     0.99                     1.25             1.17
+                                             0.5B, a read: 34 GB/s   0.5B, 54   1.5B, 36   1.5B, 60
+    v1  4 bits of exponent, shifted                                 1.13       1.10       1.00
+    v2  a table of upper bytes, and wide                            0.99       1.25       1.17
         rows in pieces
+    v3  no call for each row                 1.25                   1.16       1.29       1.31
 
-    whole decode steps, 0.5B, 37 GB/s    39.0 tokens/s, where bfloat16 as it lies allows 37.3 at best (llama.cpp: 33.9)
-
-With memory at 37 GB/s, unpacking is nearly free. At 57 the two cores have to unpack and multiply 27 GB/s each while
-they wait for it; from the nearest caches they do 44. Two rows at a time do 55 there, and an eighth to a fifth
-less than one from memory: one stream is what it likes.
+The call cost as much as half a row: ten arrays are 60 numbers to hand over. From the nearest caches two cores unpack 42
+GB/s in v2, 69 in v3; a third more would be the most that memory can gain from three quarters of the bytes.
 
 Wide rows: a token of 8960 numbers takes 36 KB in two halves, more than the nearest cache. So rows are taken in pieces,
 16 at a time, for which a piece of the token stays there.
@@ -106,7 +104,7 @@ def all_in_one(sums):
     return sum_of(((a + b) + (c + d)) + ((e + f) + (g + h)))
 
 
-@inner
+@within
 def row_times_vector(weight, o, token):
     no_sums = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
     N = weight[0].shape[1]
