@@ -220,6 +220,7 @@ def load(
         computes, checkpoint.config, checkpoint.weights, generation.sampling,
         kv_format=kv_format, packing=checkpoint.packing, compiling=compiling,
     )  # fmt: skip
+    give_back()
     checkpoint.move()  # not before: finding the kernels would take three times as long beside it
     return Runtime(
         computes,
