@@ -19,6 +19,7 @@ from dataclasses import replace
 from tinyqwen.config import Config, DualChunk
 from tinyqwen.config_json import parse_config, to_json
 from tinyqwen.errors import DoesNotFitError, ModelFilesError, UsageError
+from tinyqwen.files import size_in_words
 from tinyqwen.formats import FORMATS
 from tinyqwen.kv_cache import KV_FORMATS
 from tinyqwen.memory import available_bytes
@@ -156,8 +157,8 @@ def check_memory(
             fits.append(f"all of it with {' '.join(flags)}")
             break
     raise DoesNotFitError(
-        f"a context of {context} tokens needs {asked.total / 1e9:.1f} GB ({asked.weights / 1e9:.1f} weights in "
-        f"{format}, {asked.kv / 1e9:.1f} cache at {asked.kv // context} bytes a token in {kv}, "
-        f"{(asked.activations + asked.logits) / 1e9:.1f} besides), but {room / 1e9:.1f} GB are available; "
+        f"a context of {context} tokens needs {size_in_words(asked.total)} ({size_in_words(asked.weights)} of weights "
+        f"in {format}, {size_in_words(asked.kv)} of cache at {asked.kv // context} bytes a token in {kv}, "
+        f"{size_in_words(asked.activations + asked.logits)} besides), but {size_in_words(room)} are available; "
         + (f"what fits: {' or '.join(fits)}" if fits else "take a smaller model")
     )

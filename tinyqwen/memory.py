@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tinyqwen.errors import DoesNotFitError
+from tinyqwen.files import size_in_words
 
 
 def available_bytes() -> int | None:
@@ -66,8 +67,10 @@ def require(needed: int, what: str, hint: str, available: int | None = None) -> 
 
     >>> require(2**60, "the world", "take a smaller one")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    tinyqwen.errors.DoesNotFitError: the world needs 1152921504.6 GB, but ... GB are available; take a smaller one
+    tinyqwen.errors.DoesNotFitError: the world needs 1152921504.6 GB, but ... are available; take a smaller one
     """
     available = available_bytes() if available is None else available
     if available is not None and needed > available:
-        raise DoesNotFitError(f"{what} needs {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB are available; {hint}")
+        raise DoesNotFitError(
+            f"{what} needs {size_in_words(needed)}, but {size_in_words(available)} are available; {hint}"
+        )

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from tinyqwen.checkpoint.folder import find_weights, read_index
 from tinyqwen.checkpoint.safetensors_file import INDEX, SINGLE, one_line
 from tinyqwen.errors import DiskFullError, ModelFilesError, NetworkError, TinyqwenError, UsageError
+from tinyqwen.files import size_in_words
 from tinyqwen.sizes import size_named
 
 TEXT_FILES = (
@@ -219,7 +220,7 @@ def check_room(repo_id: str, commit: str, files: list[HubFile]) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise DiskFullError(
-            f"{repo_id}: needs {needed / 1e9:.2f} GB in {cache}, but only {free / 1e9:.2f} GB are free there; "
+            f"{repo_id}: needs {size_in_words(needed)} in {cache}, but only {size_in_words(free)} are free there; "
             "make room, or set HF_HOME to a folder on another disk"
         )
 

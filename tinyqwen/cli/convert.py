@@ -21,6 +21,7 @@ from pathlib import Path
 from tinyqwen.checkpoint.convert import EXPECTED, Converted, Loss, convert
 from tinyqwen.cli import options
 from tinyqwen.errors import UsageError
+from tinyqwen.files import size_in_words
 from tinyqwen.formats import FORMATS, QUANTISED
 
 
@@ -104,5 +105,5 @@ def show(arguments: argparse.Namespace, done: Converted) -> None:
     console = Console(highlight=False)
     console.print(table)
     share = done.after / done.before
-    sizes = f"{done.before / 1e9:.3f} GB before, {done.after / 1e9:.3f} GB after ({share:.0%})"
+    sizes = f"{size_in_words(done.before)} before, {size_in_words(done.after)} after ({share:.0%})"
     console.print(Text(f"{arguments.out}: {sizes}; error {total(done.losses).relative:.2%} in all"), soft_wrap=True)

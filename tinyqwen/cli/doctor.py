@@ -21,6 +21,7 @@ import backends
 from backends import nvidia
 from backends.cache_folder import cache_folder
 from tinyqwen import __version__
+from tinyqwen.files import size_in_words
 from tinyqwen.memory import available_bytes
 
 PACKAGES = "numpy ml_dtypes safetensors tokenizers huggingface_hub jinja2 rich numba".split()
@@ -102,11 +103,11 @@ def memory() -> dict[str, Any]:
     free, folder = available_bytes(), cache_folder()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     return {
-        "free": None if free is None else gigabytes(free),
+        "free": None if free is None else size_in_words(free),
         "large pages": large_pages(),
         "cache folder": str(folder),
         "writable": os.access(place, os.W_OK),
-        "free on its disk": gigabytes(shutil.disk_usage(place).free),
+        "free on its disk": size_in_words(shutil.disk_usage(place).free),
     }
 
 
@@ -116,14 +117,6 @@ def large_pages(file: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
         return file.read_text().split("[")[1].split("]")[0]
     except (OSError, IndexError):
         return "unknown"
-
-
-def gigabytes(count: int) -> str:
-    """
-    >>> gigabytes(15_300_000_000)
-    '15.3 GB'
-    """
-    return f"{count / 1e9:.1f} GB"
 
 
 def gpu() -> dict[str, Any]:
@@ -152,7 +145,7 @@ def device(cupy: Any) -> dict[str, Any]:
         "device": name.decode() if isinstance(name, bytes) else name,
         "compute capability": f"{properties['major']}.{properties['minor']}",
         "multiprocessors": properties["multiProcessorCount"],
-        "memory": f"{gigabytes(free)} of {gigabytes(total)} free",
+        "memory": f"{size_in_words(free)} of {size_in_words(total)} free",
         "runtime": runtime.runtimeGetVersion(),
     }
     try:

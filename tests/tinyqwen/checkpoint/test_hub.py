@@ -259,7 +259,7 @@ def test_room_is_checked_before_byte_one(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not" / "there" / "yet"))
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda place: namedtuple("usage", "free")(2_500_000_000))
     hub.check_room(REPO, COMMIT, listing_of(("a", 2_500_000_000)))
-    with pytest.raises(DiskFullError, match=r"needs 3.50 GB in .*, but only 2.50 GB are free there; make room"):
+    with pytest.raises(DiskFullError, match=r"needs 3.5 GB in .*, but only 2.5 GB are free there; make room"):
         hub.check_room(REPO, COMMIT, listing_of(("a", 2_500_000_000), ("b", 1_000_000_000)))
     blobs = tmp_path / "not" / "there" / "yet" / "models--Qwen--tiny" / "blobs"
     blobs.mkdir(parents=True)

@@ -324,7 +324,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(tinyqwen, tmp_path
     monkeypatch.setattr("tinyqwen.memory.available_bytes", lambda: 10_000)
     write_tiny_checkpoint(tmp_path, dtype="bfloat16", torch_dtype="bfloat16")
     code, _, err = tinyqwen("generate", "-m", tmp_path, "--backend", "numpy", "hi")  # which widens the weights
-    assert code == 4 and "GB are available" in err
+    assert code == 4 and "but 10 kB are available" in err
 
 
 def test_a_full_disk_and_a_lost_file_have_their_exit_codes(tinyqwen, folder, monkeypatch):
