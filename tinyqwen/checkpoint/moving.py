@@ -64,9 +64,11 @@ def move(weights: Node, maps: tuple[MappedFile, ...], packed: bool) -> None:
     pages = LargePages()
 
     def moved(array: Any) -> Any:
+        if isinstance(array, Packed):
+            return array  # was packed while loading, or a moment ago, as a tied head's other name
         if isinstance(array, Quantised):
             return Quantised(array.bits, array.shape, moved(array.values), moved(array.scales))
-        for file in [] if isinstance(array, Packed) else maps:
+        for file in maps:
             if file.holds(array):
                 if packed and is_to_pack(array, maps):
                     matrix = packed_from(file, array, pages)
