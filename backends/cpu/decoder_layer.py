@@ -61,7 +61,7 @@ def decoder_layers_for(features: frozenset[str]):
     stacks: WeakKeyDictionary = WeakKeyDictionary()  # by cache and first layer: what was found last, and its stack
 
     def decoder_layers(backend, x_TD, layers, tables, *, config, step):
-        return through(x_TD, layers, tables, config, step, 0)
+        return through(x_TD, layers[: config.num_hidden_layers], tables, config, step, 0)
 
     def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
         if isinstance(backend, Wrapper):  # somebody watches, and wants to see the steps

@@ -37,6 +37,6 @@ def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
 @Row
 def decoder_layers(backend, x_TD, layers, tables, *, config, step):
     """The residual stream after all layers, one after the other."""
-    for layer, weights in enumerate(layers):
-        x_TD = decoder_layer(backend, x_TD, weights, tables, config=config, step=step, layer=layer)
+    for layer in range(config.num_hidden_layers):
+        x_TD = decoder_layer(backend, x_TD, layers[layer], tables, config=config, step=step, layer=layer)
     return x_TD
