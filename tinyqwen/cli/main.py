@@ -6,6 +6,7 @@ Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 3 model files in
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import difflib
@@ -15,9 +16,10 @@ import importlib
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from tinyqwen import __version__
 from tinyqwen.errors import DiskFullError, DoesNotFitError, TinyqwenError, UsageError
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             faulthandler.enable()
     warnings.showwarning = lambda message, *_: print(f"tinyqwen: {message}", file=sys.stderr)
     try:
-        return dispatch(argv)
+        with no_interrupt_lost():
+            return dispatch(argv)
     except TinyqwenError as error:
         return complain(error, error.exit_code, debug)
     except KeyboardInterrupt:
@@ -70,6 +73,27 @@ def main(argv: list[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = f" ({error.filename})" if error.filename else ""
         return complain(DiskFullError(f"the disk is full{where}") if full else error, 6 if full else 1, debug)
+
+
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Ctrl-C while Python throws something away (loading kernels does that often) would be shown and forgotten.
+
+    Python cannot raise anything from there; in this block the interrupt comes again, a moment later.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once would be in here, and lost again
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def complain(error: Exception, code: int, debug: bool) -> int:
