@@ -95,13 +95,13 @@ class Operation:
 operation = Operation
 
 
-class Row(Operation):
-    """An operation that is nothing but others in a row, for backends that can do all of them at once.
+class Chain(Operation):
+    """An operation that is nothing but others, one after another, for backends that can do all of them at once.
 
     A wrapper is never asked for it: it is given the operations themselves, so what it sees does not depend on who wraps
     whom, and a body of this name has nobody to hide them from.
 
-    >>> @Row
+    >>> @Chain
     ... def twice(backend, x): return double(backend, double(backend, x))
     >>> double = Operation(lambda backend, x: x + x)
     >>> twice(Backend(bodies={"twice": lambda backend, x: 4 * x}), 21), twice(Wrapper(Backend()), 21)

@@ -15,7 +15,7 @@ import numpy as np
 
 LARGE = 1 << 21
 # Asked for at a time. What was never touched takes no memory, but for the rest of each block's last page: 40 MB of a
-# model of 3 GB if blocks have 64 MB, 10 MB if they have 256, 3 MB with these.
+# model of 3 GB if blocks have 64 MB, 10 MB if they have 256; with these it is a few.
 BLOCK = 512 * LARGE
 LINE = 64  # arrays begin at a cache line
 

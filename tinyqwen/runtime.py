@@ -221,7 +221,7 @@ def load(
         kv_format=kv_format, packing=checkpoint.packing, compiling=compiling,
     )  # fmt: skip
     give_back()
-    checkpoint.move()  # not before: finding the kernels would take three times as long beside it
+    checkpoint.move()  # not before: finding the kernels would take nearly half as long again beside it
     return Runtime(
         computes,
         checkpoint,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends import Backend, Cost, Wrapper, get, nbytes, shape_only
-from backends.interface import Row
+from backends.interface import Chain
 from tests.helpers import (
     CONFIGS,
     Recording,
@@ -31,7 +31,7 @@ from tinyqwen.weights import count_parameters, fill, tensor_shapes, tree
 
 OPERATIONS = operations()
 CHOICE = {"sample", "likeliest", "by_likelihood"}  # of a token, after the model
-ROWS = {name for name, each in OPERATIONS.items() if isinstance(each, Row)}  # whose parts alone are seen
+CHAINS = {name for name, each in OPERATIONS.items() if isinstance(each, Chain)}  # whose parts alone are seen
 KINDS = {**CONFIGS, "chunks, hot": chunk_config(dual_chunk_attention_config=DualChunk(6, 2, 4))}
 INSIDE = {"scores", "softmax", "softmax_part", "mix"}  # of attention's definition, which a body need not open
 
@@ -78,7 +78,7 @@ def test_every_operation_is_some_models(backend):
     for config in KINDS.values():
         run_in_steps(watching, config)
     inside = INSIDE if backend.bodies else set()
-    assert set(watching.names) | inside == OPERATIONS.keys() - CHOICE - {"log_probability"} - ROWS
+    assert set(watching.names) | inside == OPERATIONS.keys() - CHOICE - {"log_probability"} - CHAINS
 
 
 def test_wrappers_stack(backend):
@@ -236,7 +236,7 @@ def test_every_cost_foretells_shape_and_type_of_the_result(backend):
         cross_entropy.log_probability(checking, backend.xp.asarray(logits_NV), np.arange(7))  # as training does
         checked |= checking.checked
     inside = INSIDE if backend.bodies else set()
-    without_cost = {"decoder_layer", "self_attention", "feed_forward", "sparse_moe", "dual_chunk_tables"} | ROWS
+    without_cost = {"decoder_layer", "self_attention", "feed_forward", "sparse_moe", "dual_chunk_tables"} | CHAINS
     assert without_cost == {name for name, each in OPERATIONS.items() if not each.cost_of}
     assert checked | inside == OPERATIONS.keys() - without_cost - CHOICE
 

@@ -9,7 +9,7 @@ Qwen2 is pre-norm: the norm stands before each part, never on the stream itself.
 Source: transformers, Qwen2DecoderLayer and Qwen2MoeDecoderLayer.
 """
 
-from backends.interface import Row, operation
+from backends.interface import Chain, operation
 from tinyqwen.blocks.linear import add
 from tinyqwen.blocks.moe import sparse_moe
 from tinyqwen.blocks.rms_norm import rms_norm
@@ -34,7 +34,7 @@ def decoder_layer(backend, x_TD, weights, tables, *, config, step, layer):
     return add(backend, x_TD, h_TD)
 
 
-@Row
+@Chain
 def decoder_layers(backend, x_TD, layers, tables, *, config, step):
     """The residual stream after all layers, one after the other."""
     for layer in range(config.num_hidden_layers):

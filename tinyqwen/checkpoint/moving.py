@@ -6,7 +6,7 @@ file, and a thread puts copies in its place, array by array: who asks the tree f
 and both hold the same numbers. What has moved leaves the file's pages to the system at once, so memory holds the
 weights once, and a few MB twice.
 
-From the command to the first token of the 0.5B in bf16: 2.7 s packed before, 2.0 s packed meanwhile.
+From the command to the first token of the 0.5B in bf16: 2.7 s packed before, 2.1 s packed meanwhile.
 
 Whoever tells weights by their identity (a trace names them by it) waits for the end with `Checkpoint.settle`.
 """

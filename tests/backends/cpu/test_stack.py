@@ -26,12 +26,12 @@ def read(first, address_LP, layer, out):
     out[2] = c[0] if nothing is None else -1
 
 
-@given(layers=st.integers(1, 5), I=st.integers(0, 7), J=st.integers(1, 5), random=arrays)
-def test_every_array_of_every_layer_is_found(layers, I, J, random):  # noqa: E741
+@given(layers=st.integers(1, 5), D=st.integers(0, 7), J=st.integers(1, 5), random=arrays)
+def test_every_array_of_every_layer_is_found(layers, D, J, random):
     """Turned arrays, empty ones and ones that are not there among them."""
     many = [
         (
-            (random.standard_normal(I), (random.integers(-9, 9, (J, 6)).astype(np.int32).T, None)),
+            (random.standard_normal(D), (random.integers(-9, 9, (J, 6)).astype(np.int32).T, None)),
             random.integers(0, 99, 3).astype(np.uint8),
         )
         for _ in range(layers)

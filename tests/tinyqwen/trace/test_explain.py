@@ -75,5 +75,5 @@ def test_sources_are_where_they_say():
         place, code = source(operation)
         file, line = place.split(":")
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        assert lines[int(line) - 1] == code.splitlines()[0] in ("@operation", "@Row")
+        assert lines[int(line) - 1] == code.splitlines()[0] in ("@operation", "@Chain")
         assert '"""' not in code
