@@ -5,7 +5,7 @@ import time
 
 
 def test_an_interrupt_in_a_destructor_is_not_lost(tinyqwen, monkeypatch):
-    """Python shows such a one and goes on; loading kernels throws so much away that one of seven was lost."""
+    """Python shows such a one and goes on; loading kernels throws so much away that two of 18 were lost."""
 
     class Thing:
         def __del__(self):
