@@ -153,7 +153,7 @@ def quantise(weight_OI: np.ndarray, bits: int, out: Quantised | None = None) -> 
 
     Errors: ValueError for NaN, infinity, or a number so large that it could come out as infinity.
     """
-    (O, I), ((P, Q, *_), (_, G, _)) = weight_OI.shape, stored_shapes(bits, weight_OI.shape)  # noqa: E741
+    (O, I), (P, G, _) = weight_OI.shape, stored_shapes(bits, weight_OI.shape)[1]  # noqa: E741
     filled_OI = weight_OI
     if (P * ROWS, G * GROUP) != (O, I):
         filled_OI = np.zeros((P * ROWS, G * GROUP), np.float32)
@@ -163,14 +163,20 @@ def quantise(weight_OI: np.ndarray, bits: int, out: Quantised | None = None) -> 
 
     value_OGi = divided(groups_OGi, scale_OG.astype(np.float32), bits)
     value_OGi += 1 << bits - 1
+    out = empty(bits, (O, I)) if out is None else out
+    lay_out(value_OGi, scale_OG, out)
+    return out
+
+
+def lay_out(value_OGi: np.ndarray, scale_OG: np.ndarray, out: Quantised) -> None:
+    """Values without a sign, and their scales, to where they belong; rows and columns are filled up."""
+    (P, Q, *_), G = out.values.shape, out.scales.shape[1]
     value_OGi = value_OGi.astype(np.uint8)
-    if bits == 4:
+    if out.bits == 4:
         halves_OQ2B = value_OGi.reshape(P * ROWS, Q, 2, 4)
         value_OGi = halves_OQ2B[:, :, 0] | halves_OQ2B[:, :, 1] << 4
-    out = empty(bits, (O, I)) if out is None else out
     out.values[...] = value_OGi.reshape(P, ROWS, Q, 4).swapaxes(1, 2)
     out.scales[...] = scale_OG.reshape(P, ROWS, G).swapaxes(1, 2)
-    return out
 
 
 def divided(groups_OGi: np.ndarray, scale_OG: np.ndarray, bits: int) -> np.ndarray:
@@ -191,9 +197,12 @@ def scales_of(groups_OGi: np.ndarray, bits: int) -> np.ndarray:
         raise ValueError(f"the matrix has a number above {LARGEST:g} in it, too large to be quantised")
     if bits == 4:
         return fitted(groups_OGi, largest_OG).astype(ml_dtypes.bfloat16)
-    # Up to the next bfloat16: then 127 scales are never less than the largest weight.
-    bits_OG = (np.abs(largest_OG) / np.float32(127)).view(np.uint32)
-    return ((bits_OG + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32).astype(ml_dtypes.bfloat16)
+    return next_bfloat16(np.abs(largest_OG) / np.float32(127))  # then 127 scales are never less than the largest weight
+
+
+def next_bfloat16(x: np.ndarray) -> np.ndarray:
+    """The least bfloat16 that is not below x, for numbers from 0 on."""
+    return ((x.view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32).astype(ml_dtypes.bfloat16)
 
 
 def fitted(groups_OGi: np.ndarray, largest_OG: np.ndarray) -> np.ndarray:

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from backends.finite import FirstNotFinite, NotFinite
 from backends.interface import Backend
 from tinyqwen.blocks.cross_entropy import log_probability
+from tinyqwen.blocks.linear import linear
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
-from tinyqwen.model import forward
+from tinyqwen.model import forward, last_hidden_state
 from tinyqwen.recorded import Recorded
 from tinyqwen.sampling import Sampling, sample
+from tinyqwen.shortlist import has_shortlist, sample_shortlisted
 from tinyqwen.step import Step, make_step
 from tinyqwen.weights import Node, names_of
 
@@ -110,12 +112,14 @@ def generate(
     vocabulary: int | None = None,
     chunk: int | None = None,
     before_step: Callable[[], None] = lambda: None,
+    sketch: Callable[[], Any] = lambda: None,
 ) -> Iterator[Event]:
     """Continue all sequences together until each has a finish_reason. Setting one from outside stops it, too.
 
     vocabulary    ids from here on have no text (padding rows of the tables) and are never chosen
     chunk         tokens a step that prompts may take together; default: what the backend likes
     before_step   called before each step, to look whether the files are still whole
+    sketch        gives the sketch of the head, or None as long as there is none; see `tinyqwen.shortlist`
 
     Errors: ModelFilesError names layer and tensor when numbers stop being finite.
 
@@ -143,17 +147,19 @@ def generate(
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
             lengths = [len(sequence.ids) for sequence, _ in taken]
             step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
-            logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
-            rows = iter(logits_NV)
+            x_ND = last_hidden_state(backend, config, weights, step)
+            asking = [sequence for (sequence, _), more in zip(taken, unfinished) if not more]
+            token = shortlisted(backend, asking, x_ND, weights.lm_head.weight, sketch(), vocabulary)
+            rows = iter(())
+            if token is None:
+                logits_NV = linear(backend, x_ND, weights.lm_head.weight)
+                rows = iter(finite(backend, config, weights, step, logits_NV))
             for (sequence, _), more in zip(taken, unfinished):
-                token = None
+                chosen = None
                 if not more:
-                    logits_V = next(rows)
-                    token = choose(backend, sequence, logits_V[:vocabulary])
-                    if sequence.log_p is not None:
-                        sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
-                    sequence.append(token)
-                yield Event(sequence, token)
+                    chosen = take(backend, sequence, next(rows), vocabulary) if token is None else token
+                    sequence.append(chosen)
+                yield Event(sequence, chosen)
 
 
 def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]:
@@ -170,10 +176,29 @@ def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]
     return taken
 
 
-def choose(backend: Backend, sequence: Running, logits_V) -> int:
-    seen_N = backend.xp.asarray(sorted(set(sequence.ids)))
-    uniform = sequence.throw(len(sequence.ids))
-    return int(sample(backend, logits_V, seen_N, sampling=sequence.sampling, uniform=uniform))
+def take(backend: Backend, sequence: Running, logits_V, vocabulary: int) -> int:
+    """The sequence's next token; its log-probability is noted where that is asked for."""
+    seen_N, uniform = backend.xp.asarray(seen(sequence)), sequence.throw(len(sequence.ids))
+    token = int(sample(backend, logits_V[:vocabulary], seen_N, sampling=sequence.sampling, uniform=uniform))
+    if sequence.log_p is not None:
+        sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
+    return token
+
+
+def shortlisted(backend: Backend, asking: list[Running], x_ND, head_VD, sketch, vocabulary: int) -> int | None:
+    """The next token of a sequence that is alone and asks for nothing but one of the likeliest; None if not so."""
+    if sketch is None or len(asking) != 1 or asking[0].log_p is not None or not has_shortlist(asking[0].sampling):
+        return None
+    (sequence,) = asking
+    return sample_shortlisted(
+        backend, x_ND, head_VD, sketch, seen(sequence), sampling=sequence.sampling,
+        uniform=sequence.throw(len(sequence.ids)), vocabulary=vocabulary,
+    )  # fmt: skip
+
+
+def seen(sequence: Running) -> np.ndarray:
+    """The ids that occur in the sequence, if that makes a difference to what comes next."""
+    return np.array(sorted(set(sequence.ids)) if sequence.sampling.repetition_penalty != 1 else [], int)
 
 
 def finite(backend: Backend, config: Config, weights: Node, step: Step, logits_NV):

@@ -2,10 +2,10 @@
 
     token ids --take_rows--> x --decoder_layers--> x --rms_norm--> x --linear--> logits
 
-Everything a Qwen2 model does between token ids and logits passes through this one function, on every backend, for
-prefill, decode, batches and training alike.
+Everything a Qwen2 model does between token ids and logits passes through here, on every backend, for prefill, decode,
+batches and training alike.
 
-Source: transformers, Qwen2Model and Qwen2ForCausalLM.
+Source: transformers, Qwen2Model (here `last_hidden_state`) and Qwen2ForCausalLM (`forward`).
 """
 
 from tinyqwen.blocks.decoder_layer import decoder_layers
@@ -32,6 +32,14 @@ def forward(backend, config, weights, step):
     >>> forward(get("numpy"), config, tree(random_weights(config)), make_step([([1, 2, 3], None)])).shape
     (1, 30)
     """
+    return linear(backend, last_hidden_state(backend, config, weights, step), weights.lm_head.weight)
+
+
+def last_hidden_state(backend, config, weights, step):
+    """What the head makes logits of: x_ND of the rows that the step asks for, behind the last norm.
+
+    Whoever wants only the likeliest token need not read the whole head, see `tinyqwen.shortlist`.
+    """
     x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
     angles = {"head_dim": config.head_dim, "theta": config.rope_theta}
     chunk = config.dual_chunk_attention_config
@@ -44,9 +52,8 @@ def forward(backend, config, weights, step):
 
     x_ND = take_rows(backend, x_TD, step.row_N)  # a prompt of T tokens needs one row of logits, not T
     x_ND = rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)
-    logits_NV = linear(backend, x_ND, weights.lm_head.weight)
 
     for span in step.spans:  # the only place where a cache moves on: an interrupted step has not happened
         if span.cache is not None:
             span.cache.length += span.stop - span.start
-    return logits_NV
+    return x_ND

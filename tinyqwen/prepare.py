@@ -24,6 +24,7 @@ from tinyqwen.generate import CHUNK, Running, generate
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.sampling import Sampling, sample
+from tinyqwen.shortlist import sample_shortlisted
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, fill, tree, walk
 
@@ -46,13 +47,15 @@ class Form(NamedTuple):
 class Tiny(NamedTuple):
     """A tiny model of the same kind as the real one, in words that another process understands.
 
-    forms   of the real tensors, by `kind`
+    forms      of the real tensors, by `kind`
+    sketched   whether tokens are chosen with a sketch of the head
     """
 
     config: Config
     forms: dict[str, Form]
     kv_format: str
     sampling: Sampling
+    sketched: bool = False
 
     def weights(self) -> Node:
         return tree(fill(self.config, lambda name, shape: zeros(self.forms[kind(name.removeprefix("model."))], shape)))
@@ -66,12 +69,14 @@ def prepare(
     *,
     kv_format: str = "f32",
     packing: bool = False,
+    sketching: bool = False,
     compiling: Callable[[str], None] | None = None,
 ) -> None:
     """Have all kernels at hand that this model needs.
 
     kv_format   of the real model's caches
     packing     whether weights in bf16 are being packed (`Checkpoint.packing`): kernels of before and after
+    sketching   whether there will be a sketch of the head (`Checkpoint.sketching`)
     compiling   called with a kernel's name before it is compiled; never, once all are on disk
     """
     forms = {kind(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
@@ -84,7 +89,8 @@ def prepare(
 
     after = {name: form._replace(stored="packed") if can_be_packed(form) else form for name, form in forms.items()}
     before = {name: form._replace(stored="plain") if form.stored == "packed" else form for name, form in forms.items()}
-    tinies = [Tiny(small(config), each, kv_format, sampling) for each in ([before, after] if packing else [forms])]
+    stages = [before, after] if packing else [forms]
+    tinies = [Tiny(small(config), each, kv_format, sampling, sketching) for each in stages]
     with second_process(backend, tinies) as begin:
 
         def missing(name: str) -> None:
@@ -109,9 +115,24 @@ def run(backend: Backend, tiny: Tiny, *, backwards: bool = False) -> None:
     if backwards:
         cache.reserve(3 * CHUNK, step=CHUNK)
         cache.length = 3 * CHUNK
+        choose(backend, tiny, weights)
     for parts in steps if not backwards else steps[::-1]:
         logits_NV = forward(backend, tiny.config, weights, make_step(parts, all_logits=True))
     sample(backend, logits_NV[0], np.zeros(1, int), sampling=tiny.sampling, uniform=0.5)
+    if not backwards:
+        choose(backend, tiny, weights)
+
+
+def choose(backend: Backend, tiny: Tiny, weights: Node) -> None:
+    """Draw a sketch of the head, if the real model has one, and choose a token with it."""
+    if tiny.sketched:
+        from backends.cpu.sketching import drawn
+
+        head_VD, x_1D = weights.lm_head.weight, np.zeros((1, tiny.config.hidden_size), np.float32)
+        sample_shortlisted(
+            backend, x_1D, head_VD, drawn(head_VD), np.zeros(1, int), sampling=Sampling(), uniform=0.5,
+            vocabulary=tiny.config.vocab_size,
+        )  # fmt: skip
 
 
 def prepare_device(backend: Any, tiny: Tiny, compiling: Callable[[str], None] | None) -> None:

@@ -172,13 +172,19 @@ def filtered(backend, logits_V, seen_N, sampling):
 
 def scaled(backend, logits_V, seen_N, sampling):
     """The logits after penalty and temperature, in float32; the caller's are not touched."""
-    xp = backend.xp
-    logits_V = logits_V.astype(backend.dtype)  # a copy
-    if sampling.repetition_penalty != 1.0:
-        penalty, seen_logits_N = sampling.repetition_penalty, logits_V[seen_N]
-        logits_V[seen_N] = xp.where(seen_logits_N < 0, seen_logits_N * penalty, seen_logits_N / penalty)
+    logits_V = penalised(backend, logits_V, seen_N, sampling.repetition_penalty)
     if sampling.do_sample and sampling.temperature != 1.0:
         logits_V /= sampling.temperature
+    return logits_V
+
+
+def penalised(backend, logits_V, seen_N, penalty):
+    """A copy of the logits in which those of `seen_N` are lower, if the penalty is above 1."""
+    xp = backend.xp
+    logits_V = logits_V.astype(backend.dtype)  # a copy
+    if penalty != 1.0:
+        seen_logits_N = logits_V[seen_N]
+        logits_V[seen_N] = xp.where(seen_logits_N < 0, seen_logits_N * penalty, seen_logits_N / penalty)
     return logits_V
 
 

@@ -29,12 +29,15 @@ from backends.cpu.merge_parts import merge_parts
 from backends.cpu.rms_norm import rms_norm, rms_norm_gradient
 from backends.cpu.rope import rope
 from backends.cpu.route import route
+from backends.cpu.shortlist import shortlist_for
 from backends.cpu.sigmoid_gate import sigmoid_gate
 from backends.cpu.swiglu import swiglu, swiglu_gradient
 from backends.cpu.take_rows import take_rows
 from backends.cpu.take_rows_gradient import take_rows_gradient
 from backends.cpu.team import CALLER, use
 from backends.cpu.threads import most_threads, usable_cores
+from backends.cpu.tile_bounds import tile_bounds_for
+from backends.cpu.tile_logits import tile_logits_for
 from backends.cpu.update_cache import update_cache
 from backends.interface import Backend, Operation
 from backends.large_pages import LARGE, block
@@ -43,12 +46,13 @@ from backends.large_pages import LARGE, block
 def bodies_for(features: frozenset[str]) -> dict[str, Callable]:
     """Every body, by the name of its operation."""
     made = attention_for(features), attention_part_for(features), *decoder_layers_for(features), linear_for(features)
+    head = shortlist_for(features), tile_bounds_for(features), tile_logits_for(features)
     there = (
         by_likelihood, experts, likeliest, merge_parts, rms_norm, rope, route, sigmoid_gate, swiglu, take_rows,
         update_cache,
     )  # fmt: skip
     back = attention_gradient, linear_gradient, log_probability_gradient, rms_norm_gradient, swiglu_gradient
-    bodies = *made, *there, *back, take_rows_gradient, log_probability, adam
+    bodies = *made, *head, *there, *back, take_rows_gradient, log_probability, adam
     return {body.__name__: body for body in bodies}
 
 

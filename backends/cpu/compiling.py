@@ -103,7 +103,7 @@ def key() -> str:
 def sources() -> list[Path]:
     """The files that kernels are made of; a test holds that they use no others of this project."""
     here = Path(__file__).resolve().parent
-    return sorted([*here.rglob("*.py"), here.parent / "quantised.py", here.parent / "packed.py"])
+    return sorted([*here.rglob("*.py"), *(here.parent / f"{name}.py" for name in ("quantised", "packed", "sketch"))])
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import inner, kernel, within
 from backends.cpu.simd import (
     LANES,
     dot_i16,
@@ -130,17 +130,24 @@ def round_row(x_I, x_Q, scale_G, start_G, zero):
             x_Q[g * 8 + q] = lanes[q]
 
 
+@within
+def group_4(values_PQr, p, g, x_Q, start, half_a_byte, n4):
+    """16 rows' sums over a group, whole numbers: bytes hold columns 0 to 3 in their lower halves, 4 to 7 in the upper."""
+    whole = fill_i32(start)
+    for q in range(g * 4, g * 4 + 4):
+        weights = load(values_PQr, (p, q, 0))
+        whole = dot_u8_i8(whole, weights & half_a_byte, load_one(x_Q, 2 * q))
+        whole = dot_u8_i8(whole, (weights >> n4) & half_a_byte, load_one(x_Q, 2 * q + 1))
+    return whole
+
+
 @inner
 def rows_4(values_PQr, scales_PGr, p, x_Q, scale_G, start_G):
-    """16 rows of int4 times a token: a lane's bytes hold columns 0 to 3 in their lower halves, 4 to 7 in the upper."""
+    """16 rows of int4 times a token."""
     half_a_byte, n4 = fill_i32(np.int32(0x0F0F0F0F)), fill_i32(np.int32(4))
     total = zeros()
     for g in range(scale_G.size):
-        whole = fill_i32(start_G[g])
-        for q in range(g * 4, g * 4 + 4):
-            weights = load(values_PQr, (p, q, 0))
-            whole = dot_u8_i8(whole, weights & half_a_byte, load_one(x_Q, 2 * q))
-            whole = dot_u8_i8(whole, (weights >> n4) & half_a_byte, load_one(x_Q, 2 * q + 1))
+        whole = group_4(values_PQr, p, g, x_Q, start_G[g], half_a_byte, n4)
         total = fma(to_f32(whole), load(scales_PGr, (p, g, 0)) * fill(scale_G[g]), total)
     return total
 

@@ -135,7 +135,7 @@ def with_team(launch) -> Callable:
     def share(*arguments):
         if TEAM.sleeping and not alone(TEAM.state):
             TEAM.wake()
-        launch(TEAM.state, CALLER.threads, *arguments)
+        return launch(TEAM.state, CALLER.threads, *arguments)
 
     return share
 

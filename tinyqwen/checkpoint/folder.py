@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from backends.sketch import Sketch
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
-from tinyqwen.checkpoint.moving import is_to_pack, mover, worth_moving, worth_packing
+from tinyqwen.checkpoint.moving import Mover, is_to_pack, worth_moving, worth_packing, worth_sketching
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -54,7 +54,8 @@ class Checkpoint:
     files     the weight files
     format    of the matrices, see `tinyqwen.formats`; mixed if the files mix f32 and bf16 and were opened as they are
     maps      the files that weights are views of, at least at first
-    moving    the thread that moves them to where they stay once it is started, see `moving.py`
+    moving    the thread that moves them to where they stay, and draws a sketch of the head, once it is started; see
+              `moving.py`
     packing   whether those in bf16 are packed on the way
     """
 
@@ -64,8 +65,18 @@ class Checkpoint:
     files: tuple[Path, ...]
     format: str
     maps: tuple[MappedFile, ...] = ()
-    moving: threading.Thread | None = None
+    moving: Mover | None = None
     packing: bool = False
+
+    @property
+    def sketch(self) -> Sketch | None:
+        """A sketch of the head, as soon as there is one."""
+        return self.moving.sketch if self.moving else None
+
+    @property
+    def sketching(self) -> bool:
+        """Whether there may be one sooner or later."""
+        return self.moving is not None and self.moving.sketches
 
     def move(self) -> None:
         """Let the weights move to where they stay, from now on: it takes a core for a second or more."""
@@ -97,6 +108,7 @@ def open_checkpoint(
     keep: bool = True,
     mapped: bool | None = True,
     packed: bool = False,
+    sketched: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """The config and the weights of that folder.
@@ -112,6 +124,7 @@ def open_checkpoint(
                     memory free, or is packed, that takes its place while the model works (`moving.py`)
     packed          whether the matrices of a large model in bf16 may be packed, without loss (`backends/packed.py`);
                     for kernels that take them so, and not for a model that is given away
+    sketched        whether a sketch of the head may be drawn while the model works, for kernels that read one
     progress        called as progress(bytes_done, bytes_total) while reading, and again while keeping; mapped files
                     count for nothing
 
@@ -142,8 +155,10 @@ def open_checkpoint(
         kept.keep(tensors, progress)
     body = next((format for format in ("int4", "int8") if format in formats), "mixed")
     weights, format = tree(tensors), formats.pop() if len(formats) == 1 else body
-    moving = mover(weights, maps, packed) if moves and maps and (packed or worth_moving(maps)) else None
-    packing = packed and moving is not None and any(is_to_pack(array, maps) for array in tensors.values())
+    moves = moves and bool(maps) and (packed or worth_moving(maps))
+    sketched = sketched and worth_sketching(weights, packed and moves)
+    moving = Mover(weights, maps, moves=moves, packed=packed, sketches=sketched) if moves or sketched else None
+    packing = packed and moves and any(is_to_pack(array, maps) for array in tensors.values())
     return Checkpoint(source.folder, source.config, weights, source.files, format, maps, moving, packing)
 
 

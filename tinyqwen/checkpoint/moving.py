@@ -8,6 +8,9 @@ weights once, and a few MB twice.
 
 From the command to the first token of the 0.5B in bf16: 2.7 s packed before, 2.1 s packed meanwhile.
 
+Before it moves anything, the thread draws a sketch of a large head (`backends/sketch.py`), in 0.05 to 0.2 s: decoding
+then reads half of the head's bytes or less, and chooses the same tokens (`tinyqwen/shortlist.py`).
+
 Whoever tells weights by their identity (a trace names them by it) waits for the end with `Checkpoint.settle`.
 """
 
@@ -23,7 +26,8 @@ import numpy as np
 
 from backends.large_pages import LargePages
 from backends.packed import BFLOAT16, Packed, can_pack
-from backends.quantised import Quantised
+from backends.quantised import Quantised, stored_shapes
+from backends.sketch import Sketch
 from tinyqwen.checkpoint.loading import PIECE, MappedFile, Wanted, parts_of, pieces, start_packing
 from tinyqwen.errors import ModelFilesError
 from tinyqwen.memory import available_bytes
@@ -46,18 +50,58 @@ def worth_packing(wanted: dict[str, Wanted]) -> bool:
     return size > SMALL and size * 5 // 6 <= (available_bytes() or 0)
 
 
+def can_be_packed(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype == BFLOAT16 and can_pack(array.shape)
+
+
 def is_to_pack(array: Any, maps: tuple[MappedFile, ...]) -> bool:
     """Whether this is a mapped matrix in bf16 that can be packed."""
-    plain = isinstance(array, np.ndarray) and array.dtype == BFLOAT16 and can_pack(array.shape)
-    return plain and any(file.holds(array) for file in maps)
+    return can_be_packed(array) and any(file.holds(array) for file in maps)
 
 
-def mover(weights: Node, maps: tuple[MappedFile, ...], packed: bool) -> threading.Thread:
-    """The thread that moves every mapped array of the tree; it ends early if a file changes or memory is short.
+def worth_sketching(weights: Node, packed: bool) -> bool:
+    """Whether a sketch of the head saves decoding at least a 25th of its bytes, and leaves as much memory free."""
+    head, total = weights.lm_head.weight, sum(array.nbytes for _, _, array in places(weights))
+    values, scales = stored_shapes(4, head.shape)
+    size = math.prod(values) + 2 * math.prod(scales)
+    read = head.nbytes * (3 / 4 if packed and can_be_packed(head) else 1)
+    return total > SMALL and 25 * (read - size) > total and 2 * size <= (available_bytes() or 0)
 
-    packed   whether matrices in bf16 become 12 bits a number
+
+class Mover(threading.Thread):
+    """The thread for what can wait: it draws a sketch of the head, and moves every mapped array of the tree. It ends
+    early if a file changes or memory is short.
+
+    moves      whether arrays are to move at all
+    packed     whether matrices in bf16 then become 12 bits a number
+    sketches   whether to draw a sketch
+    sketch     of the head, once it is drawn
     """
-    return threading.Thread(target=move, args=[weights, maps, packed], daemon=True, name="moving weights")
+
+    def __init__(self, weights: Node, maps: tuple[MappedFile, ...], *, moves: bool, packed: bool, sketches: bool):
+        super().__init__(daemon=True, name="moving weights")
+        self.weights, self.maps, self.moves, self.packed, self.sketches = weights, maps, moves, packed, sketches
+        self.sketch: Sketch | None = None
+
+    def run(self) -> None:
+        if self.sketches:
+            self.sketch = sketch_of_head(self.weights, self.maps)
+        if self.moves:
+            move(self.weights, self.maps, self.packed)
+
+
+def sketch_of_head(weights: Node, maps: tuple[MappedFile, ...]) -> Sketch | None:
+    """None if it cannot be had: decoding then reads the head itself."""
+    from backends.cpu.sketching import drawn
+
+    def unchanged() -> None:
+        for file in maps:
+            file.check_unchanged()
+
+    try:
+        return drawn(weights.lm_head.weight, LargePages().empty, unchanged)
+    except (MemoryError, ModelFilesError):
+        return None
 
 
 def move(weights: Node, maps: tuple[MappedFile, ...], packed: bool) -> None:

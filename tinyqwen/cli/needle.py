@@ -193,7 +193,7 @@ def run_as(runtime: Runtime, way: str, longest: int, compiling: Callable[[str], 
     runtime = replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
     prepare(
         runtime.backend, runtime.config, checkpoint.weights, Sampling(), compiling=compiling,
-        kv_format=runtime.kv_format, packing=checkpoint.packing,
+        kv_format=runtime.kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching,
     )  # fmt: skip
     return runtime
 

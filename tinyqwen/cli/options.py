@@ -73,6 +73,10 @@ def add_format_arguments(parser) -> None:
         "--mmap", action=argparse.BooleanOptionalAction, default=None,
         help="leave weights in their mapped file: starts sooner, decodes slower (default: if a copy would fill memory)",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-sketch", action="store_true",
+        help="read the whole head for every token: less memory, the same tokens a little later",
+    )  # fmt: skip
 
 
 def add_cache_arguments(parser) -> None:
@@ -117,6 +121,7 @@ def format_of(arguments: argparse.Namespace) -> dict:
         "tables": arguments.tables,
         "keep": not arguments.no_cache,
         "mapped": arguments.mmap,
+        "sketched": not arguments.no_sketch,
     }
 
 

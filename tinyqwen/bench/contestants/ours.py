@@ -9,15 +9,19 @@ import numpy as np
 from backends import nbytes
 from tinyqwen import __version__
 from tinyqwen.bench.contestants.task import Task, some_ids, timed, timed_steps
+from tinyqwen.blocks.linear import linear
 from tinyqwen.generate import CHUNK
 from tinyqwen.kv_cache import KVCache
-from tinyqwen.model import forward
+from tinyqwen.model import last_hidden_state
 from tinyqwen.runtime import load as load_runtime
+from tinyqwen.sampling import Sampling
+from tinyqwen.shortlist import sample_shortlisted
 from tinyqwen.step import make_step
 from tinyqwen.weights import Node, walk
 
 FORMATS = ("f32", "bf16", "int8", "int4")
 NEEDS = ()
+NOBODY = np.array([], int)
 
 
 def prepare(task: Task) -> None:
@@ -37,6 +41,7 @@ class Model:
     def __init__(self, task: Task):
         name, kv = task.options.get("backend", "cpu"), task.options.get("kv", "bf16")
         settings: dict[str, Any] = {"threads": task.threads} if name == "cpu" else {}
+        settings["sketched"] = task.options.get("sketch", "yes") == "yes"
         self.runtime = load_runtime(task.folder, backend=name, dtype=task.dtype, kv_dtype=kv, **settings)
         self.runtime.checkpoint.settle()
         self.backend, self.config = self.runtime.backend, self.runtime.config
@@ -53,10 +58,16 @@ class Model:
         T = ids_ST.shape[1]
         step = max(1, CHUNK // len(caches))
         lengths = [cache.length + T for cache in caches]
+        model = self.backend, self.config, self.weights
         for begin in range(0, T, step):
             parts = [(ids_T[begin : begin + step].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
-            logits_NV = forward(self.backend, self.config, self.weights, make_step(parts, lengths=lengths))
-        return logits_NV.argmax(-1)
+            x_ND = last_hidden_state(*model, make_step(parts, lengths=lengths))
+        head_VD, sketch = self.weights.lm_head.weight, self.runtime.checkpoint.sketch
+        if sketch is not None and len(x_ND) == 1:
+            arrays = x_ND, head_VD, sketch, NOBODY
+            token = sample_shortlisted(self.backend, *arrays, sampling=Sampling(), uniform=0.0, vocabulary=len(head_VD))
+            return np.array([token])
+        return linear(self.backend, x_ND, head_VD).argmax(-1)
 
     def new_caches(self, sequences: int) -> list[KVCache]:
         return [self.runtime.cache() for _ in range(sequences)]

@@ -1,0 +1,51 @@
+"""Some rows of a matrix times a token, 16 rows at a time: the very sums of `linear`, to the last bit.
+
+Bytes that must move: those of the rows, which are few (`tile_bounds.py` has ruled out the others).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backends.cpu.compiling import inner, kernel
+from backends.cpu.linear import filled_up
+from backends.cpu.one_token import NO_BIAS, as_kernels_take, multiply, prepared, units
+from backends.cpu.rows import F32, plain
+from backends.cpu.team import launcher, with_team
+from backends.quantised import ROWS, Quantised
+
+
+def tile_logits_for(features: frozenset[str]):
+    """The body of `tile_logits` for a processor with these features; the definition is in tinyqwen/shortlist.py."""
+
+    def tile_logits(backend, x_1D, weight_VD, tile_N):
+        weight = as_kernels_take(weight_VD, features)
+        if weight is None:
+            return NotImplemented
+        x_1D = filled_up(plain(x_1D)) if isinstance(weight_VD, Quantised) else plain(x_1D)
+        y_V = np.empty(len(weight_VD), F32)  # memory that nobody touches costs nothing
+        id_N = (tile_N[:, None] * ROWS + np.arange(ROWS)).ravel()
+        id_N = id_N[id_N < len(weight_VD)]
+        some_tiles(weight, x_1D, tile_N, NO_BIAS, y_V)
+        return y_V[id_N]
+
+    return tile_logits
+
+
+@inner
+def multiply_tiles(first, last, weight, token, tile_N, tiles, no_bias, y_V):
+    """A tile is one unit of a matrix in tiles, and 16 of one in rows."""
+    each, all_units = (units(weight) + tiles - 1) // tiles, units(weight)
+    for n in range(first, last):
+        start = tile_N[n] * each
+        multiply(start, min(start + each, all_units), weight, token, no_bias, y_V)
+
+
+launch_tiles = launcher(multiply_tiles)
+
+
+@with_team
+@kernel
+def some_tiles(state, threads, weight, x_1D, tile_N, no_bias, y_V):
+    tiles = (y_V.size + ROWS - 1) // ROWS
+    launch_tiles(state, threads, tile_N.size, weight, prepared(weight, x_1D[0]), tile_N, tiles, no_bias, y_V)
