@@ -35,7 +35,7 @@ from backends.quantised import GROUP, ROWS, Quantised, empty, lay_out, next_bflo
 Z = 9.0
 SLACK = 1e-4  # of norm * |x|: some hundred roundings of float32, or a token in 16 bits
 LEVELS = 7
-LONGEST = 1e15  # the bound squares steps
+LEAST, LONGEST = 1e-16, 1e15  # step, and row: the bound squares both in float32
 SEED = 1964
 
 
@@ -111,9 +111,13 @@ def sketch_of(weight_OI: np.ndarray) -> Sketch:
 def empty_sketch(shape: tuple[int, int], room: Callable = np.empty) -> Sketch:
     """One that `add_rows` has to fill, in memory from `room(shape, dtype)`."""
     rough = empty(4, shape, room)
-    columns = rough.scales.shape[1] * GROUP
-    dither_I = np.random.default_rng(SEED).random(columns, np.float32) - np.float32(0.5)
+    dither_I = dither(rough.scales.shape[1] * GROUP)
     return Sketch(rough, dither_I, np.empty((len(rough.values), ROWS), np.float32))
+
+
+def dither(columns: int) -> np.ndarray:
+    """Numbers from (-1/2, 1/2), the same ones every time."""
+    return np.random.default_rng(SEED).random(columns, np.float32) - np.float32(0.5)
 
 
 def whole_tiles(sketch: Sketch, rows_NI: np.ndarray) -> np.ndarray:
@@ -131,8 +135,8 @@ def add_rows(sketch: Sketch, first: int, rows_NI: np.ndarray) -> None:
     rows_NI = whole_tiles(sketch, rows_NI)
     N, some = len(rows_NI), sketch.tiles(first, first + len(rows_NI))
     groups_NGi = rows_NI.reshape(N, -1, GROUP)
-    step_NG = next_bfloat16(np.abs(groups_NGi).max(axis=-1) / np.float32(LEVELS))
-    value_NGi = groups_NGi / np.where(step_NG == 0, np.float32(1), step_NG.astype(np.float32))[..., None]
+    step_NG = next_bfloat16(np.maximum(np.abs(groups_NGi).max(axis=-1) / np.float32(LEVELS), np.float32(LEAST)))
+    value_NGi = groups_NGi / step_NG.astype(np.float32)[..., None]
     value_NGi += some.dither_I.reshape(-1, GROUP)
     lay_out(np.rint(value_NGi) + 8, step_NG, some.rough)
     some.norm_PR[...] = np.linalg.norm(rows_NI, axis=1).reshape(-1, ROWS)

@@ -150,10 +150,9 @@ def generate(
             x_ND = last_hidden_state(backend, config, weights, step)
             asking = [sequence for (sequence, _), more in zip(taken, unfinished) if not more]
             token = shortlisted(backend, asking, x_ND, weights.lm_head.weight, sketch(), vocabulary)
-            rows = iter(())
-            if token is None:
-                logits_NV = linear(backend, x_ND, weights.lm_head.weight)
-                rows = iter(finite(backend, config, weights, step, logits_NV))
+            logits_NV = linear(backend, x_ND, weights.lm_head.weight) if token is None else x_ND
+            step.end()
+            rows = iter(finite(backend, config, weights, step, logits_NV))
             for (sequence, _), more in zip(taken, unfinished):
                 chosen = None
                 if not more:

@@ -32,13 +32,16 @@ def forward(backend, config, weights, step):
     >>> forward(get("numpy"), config, tree(random_weights(config)), make_step([([1, 2, 3], None)])).shape
     (1, 30)
     """
-    return linear(backend, last_hidden_state(backend, config, weights, step), weights.lm_head.weight)
+    x_ND = last_hidden_state(backend, config, weights, step)
+    logits_NV = linear(backend, x_ND, weights.lm_head.weight)
+    step.end()
+    return logits_NV
 
 
 def last_hidden_state(backend, config, weights, step):
     """What the head makes logits of: x_ND of the rows that the step asks for, behind the last norm.
 
-    Whoever wants only the likeliest token need not read the whole head, see `tinyqwen.shortlist`.
+    Whoever wants only the likeliest token need not read the whole head (`tinyqwen.shortlist`), and ends the step then.
     """
     x_TD = take_rows(backend, weights.embed_tokens.weight, step.token_T)
     angles = {"head_dim": config.head_dim, "theta": config.rope_theta}
@@ -51,9 +54,4 @@ def last_hidden_state(backend, config, weights, step):
     x_TD = decoder_layers(backend, x_TD, weights.layers, tables, config=config, step=step)
 
     x_ND = take_rows(backend, x_TD, step.row_N)  # a prompt of T tokens needs one row of logits, not T
-    x_ND = rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)
-
-    for span in step.spans:  # the only place where a cache moves on: an interrupted step has not happened
-        if span.cache is not None:
-            span.cache.length += span.stop - span.start
-    return x_ND
+    return rms_norm(backend, x_ND, weights.norm.weight, eps=config.rms_norm_eps)

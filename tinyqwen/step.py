@@ -43,6 +43,12 @@ class Step:
     spans: tuple[Span, ...]
     row_N: np.ndarray
 
+    def end(self) -> None:
+        """Let the caches move on by their tokens: last of all, so that an interrupted step has not happened."""
+        for start, stop, cache in self.spans:
+            if cache is not None:
+                cache.length += stop - start
+
 
 def make_step(
     parts: Sequence[tuple[Sequence[int], KVCache | None]],

@@ -17,7 +17,7 @@ import numpy as np
 from backends.cpu.compiling import kernel
 from backends.cpu.linear import filled_up
 from backends.cpu.one_token import NO_BIAS, as_kernels_take, prepared
-from backends.cpu.rows import F32, plain
+from backends.cpu.rows import plain
 from backends.cpu.team import with_team
 from backends.cpu.tile_bounds import launch_bounds, token_of
 from backends.cpu.tile_logits import launch_tiles
@@ -33,7 +33,8 @@ def shortlist_for(features: frozenset[str]):
             return NotImplemented
         V, x_1D = len(head_VD), plain(x_1D)
         x_1I = filled_up(x_1D)  # the sketch is in groups, whatever the head is
-        id_V, logits_V, y_V = np.empty(V, np.int64), np.empty(V, F32), np.empty(V, F32)  # untouched, they cost nothing
+        # Memory that nobody touches costs nothing.
+        id_V, logits_V, y_V = backend.empty((V,), np.int64), backend.empty((V,)), backend.empty((V,))
         found = contenders(
             (*sketch.rough.lanes, sketch.norm_PR), token_of(x_1I[0], sketch.dither_I), head,
             x_1I if isinstance(head_VD, Quantised) else x_1D, NO_BIAS, seen_N, k, at_first, float(penalty),

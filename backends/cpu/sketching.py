@@ -26,10 +26,10 @@ from backends.cpu.simd import (
 from backends.cpu.take_rows import unpack_rows
 from backends.packed import Packed
 from backends.quantised import GROUP, PIECE, ROWS, Quantised
-from backends.sketch import LEVELS, Sketch, empty_sketch, whole_tiles
+from backends.sketch import LEAST, LEVELS, Sketch, empty_sketch, whole_tiles
 
 eight, n8, n16, n24 = constant(8.0), constant_i32(8), constant_i32(16), constant_i32(24)
-SEVEN = np.float32(LEVELS)
+SEVEN, TINY = np.float32(LEVELS), np.float32(LEAST)
 
 
 def drawn(matrix: Any, room: Callable = np.empty, before: Callable[[], None] = lambda: None) -> Sketch | None:
@@ -79,10 +79,10 @@ def draw(rows_NI, dither_I, values_PQr, scales_PGr, norm_Pr):
         for g in range(scales_PGr.shape[1]):
             a, b = load(rows_NI, (n, g * GROUP)), load(rows_NI, (n, g * GROUP + LANES))
             squares = fma(a, a, fma(b, b, squares))
-            step[0] = largest_magnitude(a, b) / SEVEN
+            step[0] = max(largest_magnitude(a, b) / SEVEN, TINY)
             bits[0] = bits[0] + np.uint32(0xFFFF) & np.uint32(0xFFFF0000)  # up to the next bfloat16
             scales_PGr[p, g, r] = bits[0] >> 16
-            divisor = fill(step[0] if step[0] else np.float32(1))
+            divisor = fill(step[0])
             a = nearest(a / divisor + load(dither_I, g * GROUP)) + eight()
             b = nearest(b / divisor + load(dither_I, g * GROUP + LANES)) + eight()
             a, b = to_i32(a), to_i32(b)

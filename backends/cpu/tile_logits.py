@@ -10,7 +10,7 @@ import numpy as np
 from backends.cpu.compiling import inner, kernel
 from backends.cpu.linear import filled_up
 from backends.cpu.one_token import NO_BIAS, as_kernels_take, multiply, prepared, units
-from backends.cpu.rows import F32, plain
+from backends.cpu.rows import plain
 from backends.cpu.team import launcher, with_team
 from backends.quantised import ROWS, Quantised
 
@@ -23,7 +23,7 @@ def tile_logits_for(features: frozenset[str]):
         if weight is None:
             return NotImplemented
         x_1D = filled_up(plain(x_1D)) if isinstance(weight_VD, Quantised) else plain(x_1D)
-        y_V = np.empty(len(weight_VD), F32)  # memory that nobody touches costs nothing
+        y_V = backend.empty((len(weight_VD),))  # memory that nobody touches costs nothing
         id_N = (tile_N[:, None] * ROWS + np.arange(ROWS)).ravel()
         id_N = id_N[id_N < len(weight_VD)]
         some_tiles(weight, x_1D, tile_N, NO_BIAS, y_V)
@@ -35,7 +35,8 @@ def tile_logits_for(features: frozenset[str]):
 @inner
 def multiply_tiles(first, last, weight, token, tile_N, tiles, no_bias, y_V):
     """A tile is one unit of a matrix in tiles, and 16 of one in rows."""
-    each, all_units = (units(weight) + tiles - 1) // tiles, units(weight)
+    all_units = units(weight)
+    each = 1 if all_units == tiles else ROWS
     for n in range(first, last):
         start = tile_N[n] * each
         multiply(start, min(start + each, all_units), weight, token, no_bias, y_V)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import backends
 from backends import Wrapper
+from backends.sketch import sketch_of
 from tests.checkpoints import stories_pieces, stories_tensors
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
@@ -188,6 +189,64 @@ def test_an_interrupt_at_any_operation_loses_nothing(at):
     assert run(*sequences, chunk=3) == undisturbed
 
 
+# ---- with a sketch of the head ----
+
+SKETCH = sketch_of(WEIGHTS.lm_head.weight)
+BY_FEW = [
+    Sampling(),
+    Sampling(repetition_penalty=1.3),
+    Sampling(do_sample=True, temperature=1.5, top_k=5, top_p=0.9),
+    Sampling(do_sample=True, top_k=64, repetition_penalty=2.0),  # more than there are
+]
+
+
+class Operations(Wrapper):
+    """Keeps the names of operations."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.seen = set()
+
+    def run(self, operation, arrays, settings, door=None):
+        self.seen.add(operation.name)
+        return super().run(operation, arrays, settings, door)
+
+
+@pytest.mark.parametrize("sampling", BY_FEW)
+@pytest.mark.parametrize("name", ["numpy", "cpu"])
+def test_a_sketch_changes_nothing_that_is_said(name, sampling):
+    """Whenever it is there: from the beginning, from the third step on, or for prompts in chunks."""
+    backend = backends.get(name)
+    for ids in ([1, 2, 3], list(range(20))):
+        expected = run(start(ids, sampling=sampling), backend=backend, vocabulary=45)
+        late = iter([None, None])
+        for sketch in (lambda: SKETCH, lambda: next(late, SKETCH)):  # noqa: B023
+            watching = Operations(backend)
+            kept = dict(vocabulary=45, chunk=7, sketch=sketch)
+            assert run(start(ids, sampling=sampling), backend=watching, **kept) == expected
+            assert "tile_bounds" in watching.seen
+            assert run(start(ids, sampling=sampling), backend=backend, **kept) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampling": LIVELY}, {"sampling": Sampling(repetition_penalty=0.9)}, {"log_p": []},
+     {"sampling": Sampling(do_sample=True, top_k=65)}],
+)  # fmt: skip
+def test_who_asks_for_more_than_a_few_gets_all_logits(settings):
+    watching = Operations(NUMPY)
+    said = run(start([1, 2, 3], **settings), backend=watching, sketch=lambda: SKETCH)
+    assert said == run(start([1, 2, 3], **settings)) and "tile_bounds" not in watching.seen
+
+
+def test_several_sequences_share_the_head_and_the_last_one_takes_the_sketch():
+    watching, two = Operations(NUMPY), ([1, 2, 3], [7])
+    said = run(*(start(ids) for ids in two), backend=watching, sketch=lambda: SKETCH)
+    assert said == [run(start(ids))[0] for ids in two] and "tile_bounds" not in watching.seen
+    said = run(start([1, 2, 3]), start([7], max_new_tokens=3), backend=watching, sketch=lambda: SKETCH)
+    assert said == [run(start([1, 2, 3]))[0], run(start([7], max_new_tokens=3))[0]] and "tile_bounds" in watching.seen
+
+
 # ---- numbers that are none ----
 
 
@@ -200,10 +259,11 @@ def test_an_interrupt_at_any_operation_loses_nothing(at):
         ("model.layers.1.input_layernorm.weight", 3e38, "layers.1"),  # finite, but too large to compute with
     ],
 )
-def test_numbers_that_are_not_finite_are_named_by_layer_and_tensor(name, value, words):
+@pytest.mark.parametrize("sketch", [None, SKETCH])
+def test_numbers_that_are_not_finite_are_named_by_layer_and_tensor(name, value, words, sketch):
     tensors = random_weights(CONFIG, scale=0.4)
     tensors[name].flat[3] = value
     sequence = start([1, 2, 3])
     with np.errstate(all="ignore"), pytest.raises(ModelFilesError, match=words.replace(".", r"\.")):
-        run(sequence, weights=tree(tensors))
+        run(sequence, weights=tree(tensors), sketch=lambda: sketch)
     assert sequence.cache.length == 0 and sequence.new_ids == []

@@ -8,8 +8,8 @@ weights once, and a few MB twice.
 
 From the command to the first token of the 0.5B in bf16: 2.7 s packed before, 2.1 s packed meanwhile.
 
-Before it moves anything, the thread draws a sketch of a large head (`backends/sketch.py`), in 0.05 to 0.2 s: decoding
-then reads half of the head's bytes or less, and chooses the same tokens (`tinyqwen/shortlist.py`).
+At last the thread draws a sketch of a large head (`backends/sketch.py`), in 0.05 to 0.2 s: decoding then reads half of
+the head's bytes or less, and chooses the same tokens (`tinyqwen/shortlist.py`).
 
 Whoever tells weights by their identity (a trace names them by it) waits for the end with `Checkpoint.settle`.
 """
@@ -69,7 +69,7 @@ def worth_sketching(weights: Node, packed: bool) -> bool:
 
 
 class Mover(threading.Thread):
-    """The thread for what can wait: it draws a sketch of the head, and moves every mapped array of the tree. It ends
+    """The thread for what can wait: it moves every mapped array of the tree, and draws a sketch of the head. It ends
     early if a file changes or memory is short.
 
     moves      whether arrays are to move at all
@@ -84,10 +84,10 @@ class Mover(threading.Thread):
         self.sketch: Sketch | None = None
 
     def run(self) -> None:
-        if self.sketches:
-            self.sketch = sketch_of_head(self.weights, self.maps)
         if self.moves:
             move(self.weights, self.maps, self.packed)
+        if self.sketches:  # not before: it would bring the mapped head into memory, beside its copy
+            self.sketch = sketch_of_head(self.weights, self.maps)
 
 
 def sketch_of_head(weights: Node, maps: tuple[MappedFile, ...]) -> Sketch | None:

@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[3]
 RUN = """
 import json, sys, time, warnings
 warnings.showwarning = lambda message, *_: print("WARNING", message, file=sys.stderr)
+import numpy as np
 import backends
 from backends.cpu.compiling import announced
+from backends.cpu.sketching import drawn
 from backends.quantised import BITS, quantise
 from tests.helpers import dense_config
 from tinyqwen.config import FULL, SLIDING, DualChunk
@@ -30,6 +32,7 @@ from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
 from tinyqwen.prepare import prepare
 from tinyqwen.sampling import Sampling, sample
+from tinyqwen.shortlist import sample_shortlisted
 from tinyqwen.step import make_step
 from tinyqwen.weights import random_weights, tree
 
@@ -50,7 +53,7 @@ def kept(name, array):
 weights = tree({name: kept(name, array) for name, array in random_weights(config).items()})
 make_cache = lambda backend, config: KVCache(backend, config, sys.argv[2])
 start = time.perf_counter()
-prepare(backend, config, weights, sampling, kv_format=sys.argv[2], compiling=at_first.append)
+prepare(backend, config, weights, sampling, kv_format=sys.argv[2], sketching=True, compiling=at_first.append)
 prepared = time.perf_counter() - start
 with announced(later.append):
     one, two = make_cache(backend, config), make_cache(backend, config)
@@ -60,6 +63,9 @@ with announced(later.append):
     ):
         logits_NV = forward(backend, config, weights, make_step(parts))
     sample(backend, logits_NV[0], [], sampling=sampling, uniform=0.5)
+    head_VD, nobody = weights.lm_head.weight, np.array([], int)
+    x_1D, sketch = np.ones((1, config.hidden_size), np.float32), drawn(head_VD)
+    sample_shortlisted(backend, x_1D, head_VD, sketch, nobody, sampling=sampling, uniform=0.5, vocabulary=len(head_VD))
 print(json.dumps({"at_first": at_first, "later": later, "seconds": prepared, "logit": float(logits_NV[0, 0])}))
 """
 
@@ -73,7 +79,7 @@ from tinyqwen.prepare import Tiny, form_of, kind as kind_of, small
 from tinyqwen.weights import Node, walk
 
 forms = {kind_of(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
-task = pickle.dumps((backend.features, Tiny(small(config), forms, sys.argv[2], sampling)))
+task = pickle.dumps((backend.features, Tiny(small(config), forms, sys.argv[2], sampling, True)))
 subprocess.run([sys.executable, "-m", "tinyqwen.prepare_beside"], input=task, check=True)
 start = time""",
 )

@@ -1,5 +1,6 @@
 """Weights move out of their mapped file while the model works, and nobody notices."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from backends import get
 from backends.packed import Packed
 from backends.quantised import Quantised
+from backends.sketch import sketch_of
 from tinyqwen.checkpoint import moving, open_checkpoint, save_checkpoint
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
@@ -113,6 +115,69 @@ def test_a_file_that_changes_meanwhile_stays_mapped(open_moving, monkeypatch):
         file.seek(-2, 2)
         file.write(b"ab")
     moving.move(checkpoint.weights, checkpoint.maps, packed=False)
+    assert moving.sketch_of_head(checkpoint.weights, checkpoint.maps) is None
     assert all(any(file.holds(array) for file in checkpoint.maps) or array.ndim == 1 for array in arrays_of(checkpoint))
     with pytest.raises(ModelFilesError, match="changed while in use"):
         checkpoint.check_unchanged()
+
+
+# ---- a sketch of the head ----
+
+
+@pytest.fixture
+def open_sketched(monkeypatch, tmp_path):
+    """Open a model whose head is most of it, as if it were large."""
+    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setenv("TINYQWEN_CACHE", str(tmp_path / "cache"))
+
+    def open_it(dtype="bf16", sketched=True, changes=(), **settings):
+        config = dataclasses.replace(WIDE, vocab_size=3000, **dict(changes))
+        save_checkpoint(tmp_path / "model", config, random_weights(config), dtype="bfloat16")
+        return open_checkpoint(tmp_path / "model", dtype=dtype, sketched=sketched, **settings)
+
+    return open_it
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("settings", [{"mapped": None}, {"mapped": None, "packed": True}, {"mapped": False}])
+def test_a_sketch_is_drawn_of_the_head(open_sketched, dtype, settings, tied):
+    checkpoint = open_sketched(dtype, changes={"tie_word_embeddings": tied}, **settings)
+    assert checkpoint.sketching and checkpoint.sketch is None  # until somebody lets the thread begin
+    head_VD = checkpoint.weights.lm_head.weight.astype(np.float32)
+    checkpoint.settle()
+    np.testing.assert_array_equal(checkpoint.sketch.rough.values, sketch_of(head_VD).rough.values)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        ({"sketched": False}, {}),
+        ({"dtype": "int4", "tables": "int4"}, {}),  # the head has 4.5 bits itself
+        ({}, {"num_hidden_layers": 90, "layer_types": ()}),  # nothing to be gained
+    ],
+)
+def test_no_sketch_where_it_would_save_little(open_sketched, case, changes):
+    checkpoint = open_sketched(mapped=None, changes=changes, **case)
+    checkpoint.settle()
+    assert not checkpoint.sketching and checkpoint.sketch is None
+
+
+@pytest.mark.parametrize("available", [1000, None])
+def test_no_sketch_where_there_is_no_room(open_sketched, monkeypatch, available):
+    monkeypatch.setattr(moving, "available_bytes", lambda: available)
+    assert open_sketched().moving is None
+
+
+def test_no_sketch_of_a_small_model(open_sketched, monkeypatch):
+    monkeypatch.setattr(moving, "SMALL", 1 << 26)
+    assert open_sketched().moving is None
+
+
+def test_a_head_with_what_is_no_number_has_no_sketch(open_sketched):
+    checkpoint = open_sketched("f32", mapped=False)
+    head_VD = checkpoint.weights.lm_head.weight.copy()
+    head_VD[5, 5] = np.nan
+    checkpoint.weights.lm_head.weight = head_VD
+    checkpoint.settle()
+    assert checkpoint.sketching and checkpoint.sketch is None

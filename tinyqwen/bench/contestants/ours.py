@@ -56,12 +56,14 @@ class Model:
     def feed(self, caches: list[KVCache], ids_ST: np.ndarray) -> np.ndarray:
         """Take the next ids of every sequence, and give each one's next id, the likeliest. S sequences, T ids each."""
         T = ids_ST.shape[1]
-        step = max(1, CHUNK // len(caches))
+        chunk = max(1, CHUNK // len(caches))
         lengths = [cache.length + T for cache in caches]
         model = self.backend, self.config, self.weights
-        for begin in range(0, T, step):
-            parts = [(ids_T[begin : begin + step].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
-            x_ND = last_hidden_state(*model, make_step(parts, lengths=lengths))
+        for begin in range(0, T, chunk):
+            parts = [(ids_T[begin : begin + chunk].tolist(), cache) for ids_T, cache in zip(ids_ST, caches)]
+            step = make_step(parts, lengths=lengths)
+            x_ND = last_hidden_state(*model, step)
+            step.end()
         head_VD, sketch = self.weights.lm_head.weight, self.runtime.checkpoint.sketch
         if sketch is not None and len(x_ND) == 1:
             arrays = x_ND, head_VD, sketch, NOBODY
