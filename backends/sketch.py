@@ -5,16 +5,16 @@
                 +  SLACK * norm[o] * |x|
 
 Who looks for the largest of 150,000 products, as greedy decoding does, need not compute them all: a row whose bound is
-below a product that is known has lost. The bound is read from half of int8's bytes, or a quarter of bfloat16's, and then
+below a product that is known has lost. The bounds are read from half of int8's bytes, or a quarter of bfloat16's; then
 a few dozen rows are computed as ever.
 
-Why such a bound holds. Each weight is rounded to a whole number of steps, which hides up to half a step. Were these
-errors of one sign, a row could be far off: half a step in each of 896 columns. But before rounding, column i is moved by
-`dither[i]`, a number drawn once from (-1/2, 1/2), and moved back afterwards. Then the errors of a row are independent of
-each other, of the weights and of x, and spread evenly over a step, whatever the weights are (Schuchman 1964). So they
-cancel: their sum, weighted with x, has the standard deviation of the second line without Z, and exceeds Z times of it
-with a probability of less than exp(-Z^2 / 2), which is 3e-18 for one row and 4e-13 for all 152,000 (Hoeffding 1963: an
-evenly spread number is sub-Gaussian). The third line is for floating point, and for kernels that round x.
+Why such a bound holds. Rounding a weight to a whole number of steps hides up to half a step. Were these errors of one
+sign, a row could be far off: by half a step in each of 896 columns. But before rounding, column i is moved by
+`dither[i]`, a number drawn once from (-1/2, 1/2), and afterwards moved back. Then the errors of a row are independent
+of each other, of the weights and of x, and spread evenly over a step, whatever the weights are (Schuchman 1964). So
+they cancel: weighted with x, their sum has the standard deviation of the second line without Z, and exceeds Z times of
+it with a probability of less than exp(-Z^2 / 2): 3e-18 for one row, 4e-13 for all 152,000 (Hoeffding 1963; a number
+spread evenly is sub-Gaussian). The third line is for floating point, and for kernels that round x.
 
 How it lies in memory: as an int4 matrix (`backends/quantised.py`), with other scales: step = the group's largest weight
 / 7, so that a dithered weight still fits into 16 numbers.
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_dtypes
 import numpy as np
 
 from backends.quantised import GROUP, ROWS, Quantised, empty, lay_out, next_bfloat16

@@ -139,26 +139,21 @@ def generate(
             for sequence in running:  # interrupted after reading an id and before choosing the next: read that id again
                 sequence.cache.length = min(sequence.cache.length, len(sequence.ids) - 1)
             if (tokens := recorded.tokens(running)) is not None:
-                for sequence, chosen in zip(running, tokens):
-                    sequence.append(chosen)
-                    yield Event(sequence, chosen)
+                for sequence, recorded_token in zip(running, tokens):
+                    sequence.append(recorded_token)
+                    yield Event(sequence, recorded_token)
                 continue
             taken = share(running, at_once)
             unfinished = [len(ids) < len(sequence.pending) for sequence, ids in taken]
             lengths = [len(sequence.ids) for sequence, _ in taken]
             step = make_step([(ids, sequence.cache) for sequence, ids in taken], lengths=lengths)
-            x_ND = last_hidden_state(backend, config, weights, step)
-            asking = [sequence for (sequence, _), more in zip(taken, unfinished) if not more]
-            token = shortlisted(backend, asking, x_ND, weights.lm_head.weight, sketch(), vocabulary)
-            logits_NV = linear(backend, x_ND, weights.lm_head.weight) if token is None else x_ND
-            step.end()
-            rows = iter(finite(backend, config, weights, step, logits_NV))
+            at_end = [sequence for (sequence, _), more in zip(taken, unfinished) if not more]
+            chosen = iter(next_ids(backend, config, weights, step, at_end, sketch(), vocabulary))
             for (sequence, _), more in zip(taken, unfinished):
-                chosen = None
-                if not more:
-                    chosen = take(backend, sequence, next(rows), vocabulary) if token is None else token
-                    sequence.append(chosen)
-                yield Event(sequence, chosen)
+                token = None if more else next(chosen)
+                if token is not None:
+                    sequence.append(token)
+                yield Event(sequence, token)
 
 
 def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]:
@@ -175,24 +170,31 @@ def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]
     return taken
 
 
-def take(backend: Backend, sequence: Running, logits_V, vocabulary: int) -> int:
+def next_ids(backend, config, weights, step: Step, at_end: list[Running], sketch, vocabulary: int) -> list[int]:
+    """Run the step, and choose the next token of each sequence whose text ends in it."""
+    x_ND, head_VD = last_hidden_state(backend, config, weights, step), weights.lm_head.weight
+    if sketch is not None and len(at_end) == 1 and at_end[0].log_p is None and has_shortlist(at_end[0].sampling):
+        (alone,) = at_end
+        token = sample_shortlisted(
+            backend, x_ND, head_VD, sketch, seen(alone), sampling=alone.sampling, uniform=alone.throw(len(alone.ids)),
+            vocabulary=vocabulary,
+        )  # fmt: skip
+        if token is not None:
+            step.end()
+            return [token]
+    logits_NV = linear(backend, x_ND, head_VD)
+    step.end()
+    finite(backend, config, weights, step, logits_NV)
+    return [choose(backend, sequence, logits_V, vocabulary) for sequence, logits_V in zip(at_end, logits_NV)]
+
+
+def choose(backend: Backend, sequence: Running, logits_V, vocabulary: int) -> int:
     """The sequence's next token; its log-probability is noted where that is asked for."""
     seen_N, uniform = backend.xp.asarray(seen(sequence)), sequence.throw(len(sequence.ids))
     token = int(sample(backend, logits_V[:vocabulary], seen_N, sampling=sequence.sampling, uniform=uniform))
     if sequence.log_p is not None:
         sequence.log_p.append(float(log_probability(backend, logits_V[None], np.array([token]))[0]))
     return token
-
-
-def shortlisted(backend: Backend, asking: list[Running], x_ND, head_VD, sketch, vocabulary: int) -> int | None:
-    """The next token of a sequence that is alone and asks for nothing but one of the likeliest; None if not so."""
-    if sketch is None or len(asking) != 1 or asking[0].log_p is not None or not has_shortlist(asking[0].sampling):
-        return None
-    (sequence,) = asking
-    return sample_shortlisted(
-        backend, x_ND, head_VD, sketch, seen(sequence), sampling=sequence.sampling,
-        uniform=sequence.throw(len(sequence.ids)), vocabulary=vocabulary,
-    )  # fmt: skip
 
 
 def seen(sequence: Running) -> np.ndarray:

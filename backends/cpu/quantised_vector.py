@@ -132,7 +132,7 @@ def round_row(x_I, x_Q, scale_G, start_G, zero):
 
 @within
 def group_4(values_PQr, p, g, x_Q, start, half_a_byte, n4):
-    """16 rows' sums over a group, whole numbers: bytes hold columns 0 to 3 in their lower halves, 4 to 7 in the upper."""
+    """16 rows' sums over a group: a lane's bytes hold columns 0 to 3 in their lower halves, 4 to 7 in the upper."""
     whole = fill_i32(start)
     for q in range(g * 4, g * 4 + 4):
         weights = load(values_PQr, (p, q, 0))

@@ -10,8 +10,6 @@ NumPy it costs 0.3 ms a token, for its code and tables have left the caches whil
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from backends.cpu.compiling import kernel

@@ -58,8 +58,8 @@ def rows_of(matrix: Any, start: int, stop: int) -> np.ndarray:
         rows_NI = np.empty((stop - start, matrix.shape[1]), np.float32)
         unpack_rows(matrix.as_kernels_take, np.arange(start, stop), rows_NI)
         return rows_NI
-    rows_NI = matrix.tiles(start, stop) if isinstance(matrix, Quantised) else matrix[start:stop]
-    return rows_NI.astype(np.float32)
+    some = matrix.tiles(start, stop) if isinstance(matrix, Quantised) else matrix[start:stop]
+    return some.astype(np.float32)
 
 
 def add_rows(sketch: Sketch, first: int, rows_NI: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""A sketch bounds every product, whatever the weights are; and it is drawn the same by its definition and its kernel."""
+"""A sketch bounds every product, whatever the weights are; its definition and its kernel draw the same."""
 
 import ml_dtypes
 import numpy as np

@@ -219,4 +219,12 @@ kept = 12.7  # nearly 1000 * 128 / 10000
 """,
         ("best = 12", "sizes = 15.2, 7.6", "kept = 0.1"),
     ),
+    "26_ruling_out": Answers(
+        """
+deviation = 0.1 * np.sqrt(900 / 12)
+factor = 2  # 16 numbers become 8
+share = 1.0  # each logit has a part in the sum of the softmax
+""",
+        ("deviation = 0.1 * 900 / 12", "factor = 4", "share = 0.5"),
+    ),
 }

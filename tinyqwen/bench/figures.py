@@ -66,7 +66,7 @@ def figures(results: Results, works: dict[tuple[str, Question], Work], kv_bytes:
             found.append(Figure(f"decode over {best}", dtype, ratio, OVER_PEERS.get(dtype, 1.0)))
         reads = [limits["read"] for limits in results.limits]
         if reads and dtype in OF_BANDWIDTH:
-            moved = [speed * results.weight_bytes[ours] for speed in alone]
+            moved = [speed * results.token_bytes[ours] for speed in alone]
             share = Spread.of(within_rounds(moved, reads))
             found.append(Figure("decode, weight bytes/s of the read bandwidth", dtype, share, OF_BANDWIDTH[dtype]))
         found += deep(results, works, dtype, shallow, plain, reads)

@@ -46,7 +46,7 @@ def decode(model, depth: int, tokens: int, compiled: bool) -> float:
                 torch.cuda.synchronize()
                 start = time.perf_counter()
             where_T = torch.arange(place, place + ids_ST.shape[1], device=device)
-            out = forward(ids_ST, past_key_values=cache, cache_position=where_T, use_cache=True, logits_to_keep=1)
+            out = forward(ids_ST, cache=cache, cache_position=where_T, use_cache=True, logits_to_keep=1)
             ids_ST, place, forward = out.logits[:, -1:].argmax(-1).clone(), place + ids_ST.shape[1], one
         torch.cuda.synchronize()
     return tokens / (time.perf_counter() - start)
@@ -61,7 +61,7 @@ def prefill(model, tokens: int) -> float:
         for _ in range(4):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            model(ids_ST, past_key_values=transformers.DynamicCache(), logits_to_keep=1).logits.argmax().item()
+            model(ids_ST, cache=transformers.DynamicCache(), logits_to_keep=1).logits.argmax().item()
             best = min(best, time.perf_counter() - start)
     return tokens / best
 

@@ -26,19 +26,19 @@ SHARE = 0.8  # of the memory that is free
 
 def measure(
     name: str, folder: Path, names: list[str], dtypes: list[str], questions: list[Question], *, backend: str, kv: str,
-    rounds: int, threads: int, starts: bool, report: Callable[[str], None],
+    rounds: int, threads: int, starts: bool, sketch: bool, report: Callable[[str], None],
 ) -> Sized:  # fmt: skip
     """Everything about one model: in as few groups as memory allows, each of them measured together.
 
     names     who is measured, ours first; dtypes: in which weight formats
     backend   of ours, and kv: how its cache is stored
-    starts    whether to time the start of the program, too
+    starts    whether to time the start of the program, too; sketch: whether ours may choose with one
     """
     config = read_config(folder / "config.json")
     questions = [question for question in questions if fits(config, question)]
     results = Results()
     everyone = entries(names, dtypes, results)
-    options = {"backend": backend, "kv": kv}
+    options = {"backend": backend, "kv": kv, "sketch": "yes" if sketch else "no"}
     exports = cache_folder() / "exports" / f"{name}-{key_of(folder)}"
     tasks = {entry: Task(folder, exports, entry.dtype, threads, options if entry.name == OURS else {})
              for entry in everyone}  # fmt: skip

@@ -45,8 +45,8 @@ def ceiling(results: Results, works: dict, entry: Entry, question: Question) -> 
     work = works.get((entry.dtype, question))
     if work is None or not results.limits:
         return None
-    packed = results.weight_bytes.get(entry, work.weights)  # fewer bytes, if the weights were (`backends/packed.py`)
-    work = work._replace(weights=min(work.weights, packed))
+    read = results.token_bytes.get(entry, work.weights)  # fewer, if packed (`backends/packed.py`) or sketched
+    work = work._replace(weights=min(work.weights, read))
     return work.tokens / work.seconds(limits_of(results), entry.dtype)
 
 
@@ -77,7 +77,7 @@ def model_facts(model: Sized) -> dict[str, Any]:
         "measured": measured,
         "contestants": {
             str(entry): {**about, "weight_bytes": results.weight_bytes[entry],
-                         "peak_bytes": results.peak_bytes.get(entry)}
+                         "token_bytes": results.token_bytes[entry], "peak_bytes": results.peak_bytes.get(entry)}
             for entry, about in results.about.items()
         },
         "figures": [{**figure._asdict(), "value": figure.value._asdict(), "met": figure.met}

@@ -44,7 +44,7 @@ class Results:
     """What a run found.
 
     about          of each entry, what it says of itself: version, settings
-    weight_bytes   of each entry
+    weight_bytes   of each entry, and token_bytes: how many of them decoding one token reads
     peak_bytes     of each entry, after loading, a prompt and some tokens
     rounds         tokens per second of each entry and question, a number each round
     others         shares of the processors that other programs took while each of these numbers was measured
@@ -54,6 +54,7 @@ class Results:
 
     about: dict[Entry, dict] = field(default_factory=dict)
     weight_bytes: dict[Entry, int] = field(default_factory=dict)
+    token_bytes: dict[Entry, int] = field(default_factory=dict)
     peak_bytes: dict[Entry, int] = field(default_factory=dict)
     rounds: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Results:
     lost: dict[Entry, str] = field(default_factory=dict)
 
     def add(self, other: Results) -> None:
-        for name in ("about", "weight_bytes", "peak_bytes", "rounds", "lost"):
+        for name in ("about", "weight_bytes", "token_bytes", "peak_bytes", "rounds", "lost"):
             getattr(self, name).update(getattr(other, name))
         self.limits += other.limits
         self.others += other.others
@@ -86,7 +87,8 @@ def run(
                 report(f"{entry}: loading")
                 process = stack.enter_context(Process(MODULES[entry.name], threads))
                 loaded = process.ask("load", **as_json(task))
-                results.about[entry], results.weight_bytes[entry] = loaded["about"], loaded["weight_bytes"]
+                results.about[entry] = loaded["about"]
+                results.weight_bytes[entry], results.token_bytes[entry] = loaded["weight_bytes"], loaded["token_bytes"]
                 process.ask("prefill", tokens=512)
                 process.ask("decode", depth=0, tokens=16, sequences=1)
                 results.peak_bytes[entry] = process.ask("peak")

@@ -40,7 +40,7 @@ def load(task: Task) -> Any:
 
 
 class Ours:
-    about, weight_bytes = "tinyqwen", 0
+    about, weight_bytes, token_bytes = "tinyqwen", 0, 0
 
     def __init__(self, task: Task):
         from backends.gradient import Gradient
@@ -69,7 +69,7 @@ class Ours:
 
 
 class Torch:
-    about, weight_bytes = "torch", 0
+    about, weight_bytes, token_bytes = "torch", 0, 0
 
     def __init__(self, task: Task):
         import json

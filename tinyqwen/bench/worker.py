@@ -4,7 +4,7 @@
 
 It reads a question a line from standard input and answers with a line of JSON on standard output:
 
-    {"ask": "load", "folder": ..., ...}          ->  {"answer": {"about": ..., "weight_bytes": ...}}
+    {"ask": "load", "folder": ..., ...}          ->  {"answer": {"about": ..., "weight_bytes": ..., "token_bytes": ...}}
     {"ask": "prefill", "tokens": 512}            ->  {"answer": 0.61, "worked": 1.2}, seconds of processor time
     {"ask": "peak"}                              ->  {"answer": 1234567890}, bytes of memory at most so far
     anything that goes wrong                     ->  {"error": "one line"}
@@ -40,7 +40,7 @@ class Worker:
             return self.module.prepare(task_of(asked))
         if ask == "load":
             self.model = self.module.load(task_of(asked))
-            return {"about": self.model.about, "weight_bytes": self.model.weight_bytes}
+            return {name: getattr(self.model, name) for name in ("about", "weight_bytes", "token_bytes")}
         if ask == "peak":
             return peak_bytes()
         return getattr(self.model, ask)(**asked)

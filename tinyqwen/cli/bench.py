@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decoded in each round (default 32)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="sequences decoded together; 0: leave out")
     parser.add_argument("--no-start", action="store_true", help="do not time the start of the program")
+    parser.add_argument("--no-sketch", action="store_true", help="our own model reads its whole head for every token")
     parser.add_argument("--against", metavar="PEER,...", help=f"measure these, too: {', '.join(list(MODULES)[1:])}")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON (- for standard output)")
     parser.add_argument("--results", metavar="FOLDER", help="write tables (Markdown) and numbers (JSON) there")
@@ -73,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         models = [
             measure(
                 name, folder, names, dtypes, questions, backend=arguments.backend, kv=arguments.kv,
-                rounds=arguments.rounds, threads=threads, starts=not arguments.no_start, report=report,
+                rounds=arguments.rounds, threads=threads, starts=not arguments.no_start,
+                sketch=not arguments.no_sketch, report=report,
             )
             for name, folder in folders(arguments, report)
         ]  # fmt: skip

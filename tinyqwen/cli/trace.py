@@ -105,13 +105,14 @@ def watch(arguments: argparse.Namespace, subject: Subject) -> list[TracedStep]:
     """Run it under a tracer, with --live under a frame that shows text, time and cache."""
     running = subject.start(arguments.decode + 1)
     if not arguments.live:
-        return record(subject.backend, subject.config, subject.weights, running, vocabulary=subject.vocabulary)
+        return record(subject.backend, subject.config, subject.weights, running, vocabulary=subject.vocabulary,
+                      sketch=subject.sketch)  # fmt: skip
     from tinyqwen.trace import live
 
     recorder = Recorder(subject.backend, subject.weights, running)
     events = generate(
         recorder.backend, subject.config, subject.weights, [running], vocabulary=subject.vocabulary,
-        before_step=recorder.before_step,
+        before_step=recorder.before_step, sketch=lambda: subject.sketch,
     )  # fmt: skip
     live.watch(console_of(arguments), events, recorder, subject.tokenizer)
     return recorder.steps()

@@ -39,6 +39,7 @@ class Subject:
     kv_format: str
     context: int
     tokenizer: Any = None  # of a real model
+    sketch: Any = None  # of its head
 
     @property
     def real(self) -> bool:
@@ -80,6 +81,7 @@ def model_of(arguments: argparse.Namespace) -> Subject:
     return Subject(
         name_of(arguments), runtime.backend, runtime.config, runtime.checkpoint.weights, ids, tokenizer.size, spell,
         prompt, runtime.checkpoint.format, runtime.kv_format, runtime.context, tokenizer,
+        runtime.checkpoint.sketch,
     )  # fmt: skip
 
 

@@ -220,10 +220,8 @@ class Transformers:
 
     def step(self, ids: list[int], see: See) -> np.ndarray:
         with self.torch.no_grad():
-            out = self.model(
-                self.torch.tensor([ids]), past_key_values=self.past, use_cache=True, output_hidden_states=True
-            )
-        self.past = out.past_key_values
+            out = self.model(self.torch.tensor([ids]), cache=self.past, use_cache=True, output_hidden_states=True)
+        self.past = out.cache
         show_hidden([hidden[0].numpy() for hidden in out.hidden_states], see)
         logits_TV = out.logits[0].numpy()
         see("lm_head", logits_TV)

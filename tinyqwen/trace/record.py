@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 from backends.interface import Backend
 from backends.tracing import Span, Tracing
@@ -69,8 +70,12 @@ def record(
     *,
     vocabulary: int | None = None,
     chunk: int = CHUNK,
+    sketch: Any = None,
 ) -> list[TracedStep]:
-    """Run that sequence to its end under a tracer. The tokens are the same as without."""
+    """Run that sequence to its end under a tracer. The tokens are the same as without.
+
+    sketch   of the head, if there is one: see `tinyqwen.shortlist`
+    """
     recorder = Recorder(backend, weights, running)
     length = len(running.ids) + (running.max_new_tokens or 0)
     running.cache.reserve(length, step=min(chunk, len(running.ids)))  # a cache of shapes alone cannot grow
@@ -82,6 +87,7 @@ def record(
         vocabulary=vocabulary,
         chunk=chunk,
         before_step=recorder.before_step,
+        sketch=lambda: sketch,
     ):
         pass
     return recorder.steps()

@@ -7,9 +7,10 @@ import backends
 from tinyqwen.bench.contestants import ours
 from tinyqwen.bench.contestants.task import Task, some_ids
 from tinyqwen.bench.models import random_model, stored_tensors
+from tinyqwen.checkpoint import moving
 from tinyqwen.config import Config
 from tinyqwen.model import forward
-from tinyqwen.runtime import load
+from tinyqwen.runtime import load, takes_sketch
 from tinyqwen.step import make_step
 from tinyqwen.weights import tensor_shapes, tree
 
@@ -60,6 +61,23 @@ def test_ours_decodes_what_generate_would_and_forgets_what_it_decoded(folder):
         assert [cache.length for cache in model.caches[5, 2]] == [8, 8]
     assert model.prefill(30) > 0
     assert model.weight_bytes == sum(4 * np.prod(shape) for shape in tensor_shapes(CONFIG).values())
+
+
+def test_with_a_sketch_ours_says_the_same_and_reads_less(folder, monkeypatch):
+    if not takes_sketch(backends.get("cpu")):
+        pytest.skip("sketches are for processors with VNNI")
+    monkeypatch.setattr(moving, "SMALL", 0)
+    one, other = (ours.load(task(folder, "int8", sketch=sketch)) for sketch in ("yes", "no"))
+    head, sketch = one.weights.lm_head.weight, one.runtime.checkpoint.sketch
+    assert other.runtime.checkpoint.sketch is None and sketch.nbytes < head.nbytes
+    assert one.weight_bytes == other.weight_bytes + sketch.nbytes
+    assert one.token_bytes == other.token_bytes + sketch.nbytes - head.nbytes
+    ids, (mine,), (theirs,) = some_ids(CONFIG.vocab_size, 1, 9), one.new_caches(1), other.new_caches(1)
+    for _ in range(5):
+        said = one.feed([mine], ids)
+        np.testing.assert_array_equal(said, other.feed([theirs], ids))
+        assert mine.length == theirs.length
+        ids = said[:, None]
 
 
 def test_a_long_prompt_in_chunks_is_the_prompt(folder, monkeypatch):

@@ -95,7 +95,7 @@ def judged(speeds, dtype="bf16", **more):
     """The figures of these speeds: {(name, question): tokens per second}, the same in three rounds."""
     results = Results(rounds={(Entry(name, more.get(name, dtype)), question): [speed] * 3
                               for (name, question), speed in speeds.items()})  # fmt: skip
-    results.weight_bytes = {Entry("tinyqwen", dtype): 10**9}
+    results.weight_bytes = results.token_bytes = {Entry("tinyqwen", dtype): 10**9}
     results.peak_bytes = {Entry("tinyqwen", dtype): 10**9 + 50 * 10**6 + 310 * 10**6}
     results.limits = [{"read": 50e9, "peaks": {}}] * 3
     works = {(dtype, DECODE): Work(1, 10**9, 0, 1), (dtype, DEEP): Work(1, 10**9, 10**9, 1)}

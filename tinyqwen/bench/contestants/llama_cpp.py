@@ -54,7 +54,7 @@ class Model:
             raise RuntimeError(f"llama.cpp cannot load {path.name}")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.contexts: dict = {}
-        self.weight_bytes = path.stat().st_size
+        self.weight_bytes = self.token_bytes = path.stat().st_size
         features = llama_cpp.llama_print_system_info().decode()
         wanted = ("AVX512", "AVX512_VNNI", "AVX512_BF16", "AMX_INT8", "NEON", "REPACK")
         self.about = {

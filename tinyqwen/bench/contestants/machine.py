@@ -20,7 +20,7 @@ def load(task: Task) -> Model:
 
 class Model:
     def __init__(self, task: Task):
-        self.threads, self.about, self.weight_bytes = task.threads, {}, 0
+        self.threads, self.about, self.weight_bytes, self.token_bytes = task.threads, {}, 0, 0
 
     def limits(self) -> dict:
         """As of `tinyqwen.bench.limits.Limits`."""

@@ -46,7 +46,7 @@ class Model:
         self.vocabulary = graph.output(0).partial_shape[2].get_length()
         self.compiled = core.compile_model(graph, "CPU", settings)
         self.requests: dict = {}
-        self.weight_bytes = path.with_suffix(".bin").stat().st_size
+        self.weight_bytes = self.token_bytes = path.with_suffix(".bin").stat().st_size
         cache = self.compiled.get_property("KV_CACHE_PRECISION")
         self.about = {
             "version": f"openvino {openvino.__version__.split('-')[0]}",

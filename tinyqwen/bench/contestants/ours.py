@@ -47,10 +47,18 @@ class Model:
         self.backend, self.config = self.runtime.backend, self.runtime.config
         self.weights = self.runtime.checkpoint.weights
         self.caches: dict = {}
-        self.weight_bytes = nbytes(*(array for _, array in walk(self.weights) if not isinstance(array, Node)))
+        head, table = self.weights.lm_head.weight, self.weights.embed_tokens.weight
+        self.token_bytes = nbytes(*(array for _, array in walk(self.weights) if not isinstance(array, Node)))
+        self.weight_bytes = self.token_bytes
+        if table is not head:  # of which a token takes one row
+            self.token_bytes -= table.nbytes
+        if sketch := self.runtime.checkpoint.sketch:
+            self.weight_bytes += sketch.nbytes
+            self.token_bytes += sketch.nbytes - head.nbytes
         self.about = {
             "version": f"tinyqwen {__version__}",
-            "settings": f"{name} backend, {task.dtype} weights, {kv} cache, prompts in chunks of {CHUNK}",
+            "settings": f"{name} backend, {task.dtype} weights, {kv} cache, prompts in chunks of {CHUNK}"
+            + ", a sketch of the head" * (self.runtime.checkpoint.sketch is not None),
         }
 
     def feed(self, caches: list[KVCache], ids_ST: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ A contestant is a module with
     prepare(task)  makes what it reads (a GGUF file, a graph, quantised weights), once, in a process of its own
     load(task)     a model with
                        about                              what it is: version, settings
-                       weight_bytes                       of what it loaded; decoding one token reads about that much
+                       weight_bytes                       of what it loaded
+                       token_bytes                        how many of them decoding one token reads
                        prefill(tokens)                    seconds for a prompt of that length in an empty cache
                        decode(depth, tokens, sequences)   seconds of each step: one more token for every sequence,
                                                           when each has `depth` tokens in its cache already

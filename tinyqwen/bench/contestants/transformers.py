@@ -35,7 +35,9 @@ class Model:
         ).eval()
         self.vocabulary = self.model.config.vocab_size
         self.caches: dict = {}
-        self.weight_bytes = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        self.weight_bytes = self.token_bytes = sum(
+            weight.numel() * weight.element_size() for weight in self.model.parameters()
+        )
         self.about = {
             "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "settings": f"{self.model.config._attn_implementation} attention, {task.dtype} cache",
@@ -44,7 +46,7 @@ class Model:
     def feed(self, cache, ids_ST: np.ndarray) -> np.ndarray:
         """Take the next ids of every sequence, and give each one's next id, the likeliest. S sequences, T ids each."""
         with self.torch.inference_mode():
-            out = self.model(self.torch.from_numpy(ids_ST), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(self.torch.from_numpy(ids_ST), cache=cache, use_cache=True, logits_to_keep=1)
             return out.logits[:, -1].argmax(-1).numpy()
 
     def prefill(self, tokens: int) -> float:
