@@ -120,7 +120,10 @@ class KernelCache(_Cache):
 
     def path(self, signature) -> Path:
         cells = self.function.__closure__ or ()
-        text = repr((signature, [lasting(cell.cell_contents) for cell in cells]))
+        # Arguments gathered by a star are another type than a tuple, under the same name. With the code of one, a call
+        # with the other finds it on disk each time, and never in memory: slow, and megabytes more for each call.
+        kinds = [type(each).__name__ for each in signature]
+        text = repr((signature, kinds, [lasting(cell.cell_contents) for cell in cells]))
         return folder() / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.nbc"
 
     def load_overload(self, signature, target_context):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import types
 
 from backends.cpu import compiling
 from backends.cpu.compiling import announced, inner, kernel, lasting
@@ -22,7 +23,8 @@ import json, sys, time, warnings
 warnings.showwarning = lambda message, *_: print("WARNING", message, file=sys.stderr)
 import numpy as np
 import backends
-from backends.cpu.compiling import announced
+from collections import Counter
+from backends.cpu.compiling import KernelCache, announced
 from backends.cpu.sketching import drawn
 from backends.quantised import BITS, quantise
 from tests.helpers import dense_config
@@ -52,6 +54,13 @@ def kept(name, array):
 
 weights = tree({name: kept(name, array) for name, array in random_weights(config).items()})
 make_cache = lambda backend, config: KVCache(backend, config, sys.argv[2])
+asked, look_up = Counter(), KernelCache.load_overload
+
+def counted(cache, signature, context):
+    asked[str(cache.path(signature))] += 1
+    return look_up(cache, signature, context)
+
+KernelCache.load_overload = counted
 start = time.perf_counter()
 prepare(backend, config, weights, sampling, kv_format=sys.argv[2], sketching=True, compiling=at_first.append)
 prepared = time.perf_counter() - start
@@ -66,6 +75,7 @@ with announced(later.append):
     head_VD, nobody = weights.lm_head.weight, np.array([], int)
     x_1D, sketch = np.ones((1, config.hidden_size), np.float32), drawn(head_VD)
     sample_shortlisted(backend, x_1D, head_VD, sketch, nobody, sampling=sampling, uniform=0.5, vocabulary=len(head_VD))
+assert max(asked.values()) == 1, "a kernel was loaded, and not found by the next call"
 print(json.dumps({"at_first": at_first, "later": later, "seconds": prepared, "logit": float(logits_NV[0, 0])}))
 """
 
@@ -130,6 +140,14 @@ def test_every_format_finds_its_kernels_ready(tmp_path, formats):
 def test_the_process_that_helps_compiles_the_same_kernels(tmp_path):
     said, errors = run(tmp_path, BESIDE, formats=("bf16", "bf16"))
     assert (said["at_first"], said["later"], errors) == ([], [], "")
+
+
+def test_a_tuple_and_arguments_gathered_by_a_star_have_a_file_each():
+    """Their types have one name, but a function compiled for the one does not serve the other."""
+    cache = compiling.KernelCache(test_a_tuple_and_arguments_gathered_by_a_star_have_a_file_each)
+    one, other = types.Tuple((types.int64, types.float32)), types.StarArgTuple((types.int64, types.float32))
+    assert repr(one) == repr(other) and one != other
+    assert cache.path((one,)) != cache.path((other,))
 
 
 def test_a_second_process_compiles_nothing_and_computes_the_same(filled):
