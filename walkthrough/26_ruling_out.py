@@ -17,7 +17,7 @@ sys.path.insert(1, "..")  # the same, seen from a notebook in a folder of the re
 import numpy as np
 
 import backends
-from backends.sketch import LEVELS, Z, sketch_of
+from backends.sketch import LEVELS, sketch_of
 from tinyqwen.blocks.linear import linear
 from tinyqwen.sampling import Sampling
 from tinyqwen.shortlist import sample_shortlisted, shortlist
@@ -33,8 +33,7 @@ backend, rng = backends.get("numpy"), np.random.default_rng(0)
 
 # %%
 rows = []
-for name in ("0.5B", "1.5B", "7B", "72B"):
-    config = SIZES[name].config()
+for name, config in ((name, SIZES[name].config()) for name in ("0.5B", "1.5B", "7B", "72B")):
     head = config.vocab_size * config.hidden_size
     rows.append((name, f"{head / 1e6:.0f}", f"{head / (count_parameters(config)['non_embedding'] + head):.0%}"))
 table("model  head, million weights  of those that a token reads", *rows)
@@ -63,13 +62,11 @@ table("row  off by, in steps", *((name, f"{off(row, ones_I, no_dither_I):.0f}") 
                                  (("ordinary", ordinary_I), ("stubborn", stubborn_I))))  # fmt: skip
 
 # %% [markdown]
-# Nobody has promised that a model's rows are ordinary. So this copy says nothing certain.
-#
+# Nobody has promised that a model's rows are ordinary.
 # ## Dither
-# Move each column by a random part of a step before it is rounded, and back afterwards. Now it is chance which way
-# a weight is rounded, whatever the weight is: each error is spread evenly over one step, and independent of all
-# others. A number spread evenly over a step has the variance step^2 / 12, and variances of independent numbers add
-# up. (Sound and pictures are dithered for the same reason: what would be a pattern becomes a faint noise.)
+# Move each column by a random part of a step before it is rounded, and back afterwards. Now chance decides which way
+# a weight is rounded, whatever it is: each error is spread evenly over one step, which has the variance step^2 / 12,
+# and independent of all others, so that variances add up. (Sound is dithered, too: a pattern becomes faint noise.)
 
 # %%
 expected = np.sqrt(columns / 12)  # in steps, for a token of ones
@@ -81,17 +78,18 @@ for name, row in (("ordinary", ordinary_I), ("stubborn", stubborn_I)):
 
 # %% [markdown]
 # ## How far off at most?
-# Not more than Z standard deviations, but for a chance of less than e^(-Z^2 / 2), and there are 151,936 rows.
+# Not more than Z standard deviations, but for a chance of less than e^(-Z^2 / 2), and there are 151,936 rows. So Z
+# is 9 here.
 
 # %%
 table("Z  one row of all exceeds it", *((z, f"{min(1, 151936 * np.exp(-z * z / 2)):.0e}") for z in (3, 5, 7, 9)))
-print("Z is", Z)
 
 # %% [markdown]
 # ## The shortlist
 # A head of 20,000 tokens and one hidden state. Each logit has a bound. Compute the logits of the few tokens with the
 # highest bounds: the largest of them is the *floor*. Whoever's bound is below the floor cannot win. (The program
-# bounds tiles of 16 tokens, because 16 rows lie side by side in its memory.)
+# bounds tiles of 16 tokens, because 16 rows lie side by side in its memory: so one winner brings 15 others.) To be
+# among the 20 likeliest is easier than to be the first, so that more must be looked at.
 
 # %%
 V, D = 20_000, 256
@@ -101,8 +99,8 @@ sketch = sketch_of(head_VD)
 
 def left(x_1D, k):
     """How many tokens are on the shortlist."""
-    kept = dict(k=k, at_first=20, penalty=1.0, vocabulary=V)
-    return len(shortlist(backend, x_1D, head_VD, sketch, np.array([], int), **kept)[0])
+    nobody, kept = np.array([], int), dict(k=k, at_first=20, penalty=1.0, vocabulary=V)
+    return len(shortlist(backend, x_1D, head_VD, sketch, nobody, **kept)[0])
 
 
 unsure_1D = rng.standard_normal((1, D), np.float32)  # no token stands out
@@ -110,49 +108,37 @@ sure_1D = unsure_1D + 0.5 * head_VD[[1234]]  # one does
 counts = [(k, left(unsure_1D, k), left(sure_1D, k)) for k in (1, 5, 20)]
 table("k  on the shortlist, unsure  sure of one", *counts)
 
-# %% [markdown]
-# ## The same token
-# What is computed of the shortlist are the logits themselves. So the choice is what all logits would have chosen.
-
-# %%
-same = 0
-for _ in range(100):
-    x_1D = rng.standard_normal((1, D), np.float32)
-    settings = dict(sampling=Sampling(), uniform=0.0, vocabulary=V)
-    chosen = sample_shortlisted(backend, x_1D, head_VD, sketch, np.array([], int), **settings)
-    same += chosen == linear(backend, x_1D, head_VD).argmax()
+# %% The same token: what is computed of the shortlist are the logits themselves
+same, settings = 0, dict(sampling=Sampling(), uniform=0.0, vocabulary=V)
+for x_D in rng.standard_normal((100, D), np.float32):
+    chosen = sample_shortlisted(backend, x_D[None], head_VD, sketch, np.array([], int), **settings)
+    same += chosen == linear(backend, x_D[None], head_VD).argmax()
 print("the same token:", same, "of 100")
 
 # %% [markdown]
 # ## What it saves
-# The 0.5B, MB that a token reads: in bfloat16 as it is packed (lesson 25), int8 and int4, whose head is int8.
+# The 0.5B in int4, whose head is int8: MB that a token reads. A sketch has 4.5 bits a weight.
 
 # %%
 config = SIZES["0.5B"].config()
-head, body = config.vocab_size * config.hidden_size / 1e6, count_parameters(config)["non_embedding"] / 1e6
-sketched = head * 4.5 / 8
-found = {}
-for name, body_bits, head_bits in (("bf16", 12, 12), ("int8", 8.5, 8.5), ("int4", 4.5, 8.5)):
-    whole = (body * body_bits + head * head_bits) / 8
-    found[name] = whole / (whole - head * head_bits / 8 + sketched)
-    print(f"{name}: {whole:.0f} MB, {whole / found[name]:.0f} with a sketch: {found[name]:.2f} times the speed at best")
+head, body = config.vocab_size * config.hidden_size / 8e6, count_parameters(config)["non_embedding"] / 8e6
+whole, sketched = body * 4.5 + head * 8.5, body * 4.5 + head * 4.5
+print(f"{whole:.0f} MB, {sketched:.0f} with a sketch: {whole / sketched:.2f} times the speed at best")
 
 # %% What we know now
 assert (
     abs(off(stubborn_I, ones_I, no_dither_I)) > 40 * expected > abs(off(stubborn_I, ones_I, rng.random(columns) - 0.5))
 )
-assert all(few < V / 20 for _, few, _ in counts) and counts[0][2] <= counts[0][1]
-assert same == 100 and found["int4"] > 1.2
+assert counts[0][1] < V / 20 and all(sure < unsure for _, unsure, sure in counts)
+assert same == 100 and whole / sketched > 1.2
 
 # %%
-# Exercise 1. A row of 900 weights, each rounded in steps of 0.1 with dither, and a token of ones. What is the standard
-# deviation of the sum's error?
+# Exercise 1. 900 weights, rounded in steps of 0.1 with dither, times ones: the standard deviation of the sum's error?
 deviation = ...
 # assert abs(deviation - 0.1 * np.sqrt(900 / 12)) < 0.001
 
 # %%
-# Exercise 2. A sketch in 3 bits has half as many levels, so steps twice as wide. By what factor are bounds farther from
-# the logits?
+# Exercise 2. A sketch in 3 bits has steps twice as wide. By what factor are bounds farther from the logits?
 factor = ...
 # assert factor == 2
 
