@@ -1,4 +1,4 @@
-"""Drawing a sketch (`backends/sketch.py`), the same numbers as its definition: 0.0 ns a weight and core."""
+"""Drawing a sketch (`backends/sketch.py`), the same numbers as its definition: 0.24 ns a weight instead of 5."""
 
 from __future__ import annotations
 

@@ -7,6 +7,10 @@ Bytes that must move: the sketch's, 77 MB in the 0.5B, where the head in int8 ha
 
 The token is rounded to 8 bits. What that loses is known, |x - rounded|, and goes into the slack; dither and the sums of
 squares are those of the rounded token.
+
+    the 0.5B, two cores, a read: 46 GB/s         ms     GB/s
+    the head in int8                           3.16     45.7
+    its bounds                                 1.76     43.7
 """
 
 from __future__ import annotations
