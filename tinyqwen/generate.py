@@ -19,7 +19,6 @@ import numpy as np
 from backends.finite import FirstNotFinite, NotFinite
 from backends.interface import Backend
 from tinyqwen.blocks.cross_entropy import log_probability
-from tinyqwen.blocks.linear import linear
 from tinyqwen.config import Config
 from tinyqwen.errors import ModelFilesError, UsageError
 from tinyqwen.kv_cache import KVCache
@@ -172,19 +171,16 @@ def share(running: list[Running], chunk: int) -> list[tuple[Running, list[int]]]
 
 def next_ids(backend, config, weights, step: Step, at_end: list[Running], sketch, vocabulary: int) -> list[int]:
     """Run the step, and choose the next token of each sequence whose text ends in it."""
-    x_ND, head_VD = last_hidden_state(backend, config, weights, step), weights.lm_head.weight
     if sketch is not None and len(at_end) == 1 and at_end[0].log_p is None and has_shortlist(at_end[0].sampling):
         (alone,) = at_end
         token = sample_shortlisted(
-            backend, x_ND, head_VD, sketch, seen(alone), sampling=alone.sampling, uniform=alone.throw(len(alone.ids)),
-            vocabulary=vocabulary,
+            backend, last_hidden_state(backend, config, weights, step), weights.lm_head.weight, sketch, seen(alone),
+            sampling=alone.sampling, uniform=alone.throw(len(alone.ids)), vocabulary=vocabulary,
         )  # fmt: skip
         if token is not None:
             step.end()
             return [token]
-    logits_NV = linear(backend, x_ND, head_VD)
-    step.end()
-    finite(backend, config, weights, step, logits_NV)
+    logits_NV = finite(backend, config, weights, step, forward(backend, config, weights, step))
     return [choose(backend, sequence, logits_V, vocabulary) for sequence, logits_V in zip(at_end, logits_NV)]
 
 
