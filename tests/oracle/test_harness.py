@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tests.checkpoints import CONTROL, write_tiny_checkpoint
+from tests.checkpoints import write_tiny_checkpoint
+from tinyqwen.bench.models import CONTROL
 from tinyqwen.runtime import load
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # the harness' own, and of what it needs
