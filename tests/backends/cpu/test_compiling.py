@@ -89,7 +89,7 @@ from tinyqwen.prepare import Tiny, form_of, kind as kind_of, small
 from tinyqwen.weights import Node, walk
 
 forms = {kind_of(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
-task = pickle.dumps((backend.features, Tiny(small(config), forms, sys.argv[2], sampling, True)))
+task = pickle.dumps((backend.features, [Tiny(small(config), forms, sys.argv[2], sampling, True)]))
 subprocess.run([sys.executable, "-m", "tinyqwen.prepare_beside"], input=task, check=True)
 start = time""",
 )
