@@ -115,6 +115,7 @@ def subject(arguments: argparse.Namespace) -> tuple[Config, Node, list[int], Pat
         return config, weights, random_ids(arguments, config), None
     folder = options.model_folder(arguments)
     kept = {**options.format_of(arguments), "ignore_config": tuple(arguments.ignore_config)}
+    kept["sketched"] = False  # all logits are compared
     with options.progress_bar("loading", quiet=arguments.quiet or arguments.json) as update:
         if arguments.prompt is None:
             kept["dtype"] = None if arguments.dtype == "auto" else arguments.dtype
