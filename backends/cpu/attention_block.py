@@ -36,7 +36,7 @@ from backends.cpu.attention_numbers import (
     send_for,
     write_row,
 )  # fmt: skip
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.exp import exp
 from backends.cpu.simd import LANES, fill, fma, larger, load, load_part, shuffle, store, store_part, sum_of, zeros
 from backends.cpu.tiles import add_shrunk, store_tile, tile
@@ -47,6 +47,7 @@ swap1, swap2, swap4, swap8 = (shuffle(tuple(lane ^ n for lane in range(16))) for
 
 
 @kernel
+@allocating
 def attend_blocks(
     begin, end, q_THK, k_SGK, v_SGK, k_scale_GS, v_scale_GS, cut, rows, m_GCn, part_GCnK, out_THK, lse_TH
 ):

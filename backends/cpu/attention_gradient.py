@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.exp import exp
 from backends.cpu.rows import F32, plain
 from backends.cpu.simd import LANES, fill, fma, larger, largest_of, load, load_part, store, store_part, sum_of, zeros
@@ -48,6 +48,7 @@ def attention_gradient(backend, d_out_THK, q_THK, keys, values, *, spans, window
 
 @shared
 @kernel
+@allocating
 def heads_backwards(first, last, d_out_THK, q_THK, k_GSK, v_GSK, window, rows, d_q_THK, d_k_GSK, d_v_GSK):
     """KV heads first .. last - 1 of one sequence, whose T queries are the last of its S tokens."""
     (T, H, K), (G, S, _) = q_THK.shape, k_GSK.shape

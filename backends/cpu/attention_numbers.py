@@ -14,7 +14,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from backends.cpu.compiling import inner
+from backends.cpu.compiling import body_of, inner
 from backends.cpu.simd import (
     bf16_pairs,
     bits_as_i32,
@@ -50,7 +50,7 @@ def scratch(rows, shape):
     """Memory for packed numbers: float32 if `rows` is a tuple of floats, int32 if it is one of integers."""
 
 
-@overload(scratch)
+@body_of(scratch, allocates=True)
 def _(rows, shape):
     if rows.dtype == types.float64:
         return lambda rows, shape: np.empty(shape, np.float32)
@@ -93,7 +93,7 @@ def pack_query(q_THK, t, h, k_SK, q_nk, n):
     """A query times 1 / sqrt(K), as row n."""
 
 
-@overload(pack_query)
+@body_of(pack_query)
 def _(q_THK, t, h, k_SK, q_nk, n):
     def floats(q_THK, t, h, k_SK, q_nk, n):
         K = q_THK.shape[2]
@@ -124,7 +124,7 @@ def pack_keys(k_SK, s, count, k_Bks, stage_sK):
     """`count` keys from s on, turned: k_Bks[b, i] has lane i of 16 keys. Behind the last key it stands again."""
 
 
-@overload(pack_keys)
+@body_of(pack_keys)
 def _(k_SK, s, count, k_Bks, stage_sK):
     def directly(k_SK, s, count, k_Bks, stage_sK):
         K = k_SK.shape[1]
@@ -170,7 +170,7 @@ def pack_values(v_SK, s, count, v_sK):
     """`count` values from s on, and zeros behind them."""
 
 
-@overload(pack_values)
+@body_of(pack_values, allocates=True)
 def _(v_SK, s, count, v_sK):
     def as_they_are(v_SK, s, count, v_sK):
         K = v_SK.shape[1]
@@ -246,7 +246,7 @@ def write_row(low, high, k_SGK, out_THK, t, h, k):
     """32 numbers of a row of the result, in their own order."""
 
 
-@overload(write_row)
+@body_of(write_row)
 def _(low, high, k_SGK, out_THK, t, h, k):
     def in_order(low, high, k_SGK, out_THK, t, h, k):
         left = out_THK.shape[2] - k

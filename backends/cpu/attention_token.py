@@ -25,7 +25,7 @@ import numpy as np
 
 from backends.cpu.attention_block import LOWEST, finish, swap8
 from backends.cpu.attention_numbers import pack_query, send_for
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.exp import exp
 from backends.cpu.simd import (
     LANES,
@@ -50,6 +50,7 @@ AHEAD = 64  # keys (values) further on are sent for: 32 are as fast, 128 are 15 
 
 
 @kernel
+@allocating
 def attend_token(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, part_GCnK, out_1HK, lse_1H):
     """Tasks begin .. end - 1 of one token: each a KV head's chunk of keys.
 

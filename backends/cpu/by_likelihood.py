@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.rows import plain
 
 FEW = 1024  # below, NumPy's sort takes microseconds
@@ -28,6 +28,7 @@ def by_likelihood(backend, logits_N):
 
 
 @kernel
+@allocating
 def sorted_places(logits_N, bits_N):
     N = logits_N.size
     key_N = np.empty(N, np.uint32)

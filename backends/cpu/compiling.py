@@ -29,6 +29,7 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
+from numba.extending import overload
 
 from backends.cache_folder import cache_folder
 
@@ -37,6 +38,11 @@ from backends.cache_folder import cache_folder
 # becomes NaN. Kernels that write their vectors themselves lose nothing: all formats measured as fast as with it.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 
+# Numba counts who uses an array, in memory beside it, each time that one is passed on. Threads that share arrays would
+# take this count from each other at every tile: where the cores have no common cache, that took as long as the tile's
+# arithmetic. A function that makes no arrays has nothing to count (_nrt: Numba's run time).
+COUNTED, UNCOUNTED = {"_nrt": True}, {"_nrt": False}
+
 KEYS_KEPT = 8  # of other versions and processors (a home folder may serve several), the latest; a few MB each
 
 announce: ContextVar[Callable[[str], None]] = ContextVar("announce", default=lambda name: None)
@@ -44,17 +50,36 @@ announce: ContextVar[Callable[[str], None]] = ContextVar("announce", default=lam
 
 def kernel(function):
     """Compile for one thread."""
-    return kept(numba.njit(function, **OPTIONS))
+    return kept(numba.njit(function, **options(function)))
 
 
 def inner(function):
-    """Compile apart, never inlined: the machine code of a hot loop stays one small piece."""
-    return numba.njit(function, inline="never", **OPTIONS)  # not kept: the kernel that calls it contains its code
+    """Compile apart: the machine code of a hot loop stays one small piece."""
+    return numba.njit(function, inline="never", **options(function))  # not kept: whoever calls it contains its code
 
 
 def within(function):
     """Compile into whoever calls it: a few lines that stand in several loops."""
     return numba.njit(function, inline="always", **OPTIONS)
+
+
+def body_of(name, allocates: bool = False):
+    """A decorator: numba's `overload`, for a function without a body that has one for each kind of arguments."""
+    return overload(name, jit_options=OPTIONS | (COUNTED if allocates else UNCOUNTED))
+
+
+def allocating(function):
+    """Mark a function that makes arrays, or returns one, or calls one that does, below `@kernel` or `@inner`.
+
+    Numba refuses to compile those that make arrays without the mark. One that only returns an array that it was given
+    would be compiled, and the array freed twice; a test looks for those.
+    """
+    function.allocates = True
+    return function
+
+
+def options(function) -> dict:
+    return OPTIONS | (COUNTED if hasattr(function, "allocates") else UNCOUNTED)
 
 
 def kept(dispatcher):

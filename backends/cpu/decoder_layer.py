@@ -34,7 +34,7 @@ from numba.extending import overload
 from backends.cpu.attention import CHUNK, FLOATS, PAIRS
 from backends.cpu.attention_block import attend_blocks, finish_parts
 from backends.cpu.attention_token import HEADS, attend_token
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, launch_several, prepared, units
 from backends.cpu.rms_norm import norm_rows
 from backends.cpu.rope import turn_rows
@@ -155,6 +155,7 @@ def slots_first(kv_2GNK):
 
 @with_team
 @kernel
+@allocating
 def layers_of_one_token(
     state, threads, first, address_LP, cos_1Kh, sin_1Kh, rows, sixteens, past, H, F, eps, x_1D
 ):  # fmt: skip
@@ -195,6 +196,7 @@ launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)
 
 
 @kernel
+@allocating
 def attend_one(state, threads, q_1HK, kv_2NGK, scale_2GN, S, rows, sixteens, out_1HK):
     """As `attend` of attention.py, for one token that sees all S keys."""
     G, R, K = kv_2NGK.shape[2], len(rows), q_1HK.shape[2]

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner
+from backends.cpu.compiling import allocating, inner
 from backends.cpu.packed_vector import unpack
 from backends.cpu.simd import LANES, bf16_pairs, load, prefetch, store, zeros
 from backends.cpu.team import shared
-from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, tile, transposed
+from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, send_for, tile, transposed
 
 
 def matrix_matrix(w_OI, x_TI, bias_O, y_TO):
@@ -87,8 +87,10 @@ def multiply(first, last, w_OI, x_BIt, bias_O, y_TO):
 
 @inner
 def tile_of_floats(w_OI, o, x_It, bias_O, y_TO, t):
+    send_for(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for i in range(w_OI.shape[1]):
+        prefetch(w_OI, (o + LANES, i * LANES))
         sums = outer_f32(sums, load(x_It, (i, 0)), w_OI, (o, i))
     finish(sums, o, bias_O, y_TO, t)
 
@@ -105,6 +107,7 @@ def multiply_pairs(first, last, w_OP, x_BPt, bias_O, y_TO):
 
 @shared
 @inner
+@allocating
 def multiply_packed(first, last, weight, x_BPt, bias_O, y_TO):
     """16 rows at a time are unpacked, for all tokens: a hundredth of the work if there are 512."""
     blocks_ONB, w_rP = weight[0], np.empty((LANES, x_BPt.shape[1]), np.int32)
@@ -120,6 +123,7 @@ def multiply_packed(first, last, weight, x_BPt, bias_O, y_TO):
 @inner
 def tile_of_unpacked(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, t, o):
     """As below; and the next 16 packed rows are sent for meanwhile, a line in each step: 12 bits are three of 16."""
+    send_for(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for p in range(w_rP.shape[1]):
         prefetch(blocks_ONB, (o + LANES, 0, p * 48))
@@ -129,8 +133,10 @@ def tile_of_unpacked(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, t, o):
 
 @inner
 def tile_of_pairs(w_OP, o, x_Pt, bias_O, y_TO, t):
+    send_for(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for p in range(w_OP.shape[1]):
+        prefetch(w_OP, (o + LANES, p * LANES))
         sums = outer_bf16(sums, load(x_Pt, (p, 0)), w_OP, (o, p))
     finish(sums, o, bias_O, y_TO, t)
 

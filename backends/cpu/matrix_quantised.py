@@ -24,15 +24,19 @@ import numpy as np
 from backends.cpu.compiling import inner, within
 from backends.cpu.quantised_vector import finish_rows, round_row
 from backends.cpu.simd import (
+    LANES,
     fill_i32,
     fma,
     load,
     load_one,
+    load_part,
+    prefetch,
+    store_part,
     to_f32,
     zeros,
-)  # fmt: skip
+)
 from backends.cpu.team import shared
-from backends.cpu.tiles import add_scaled, load_column, outer_u8_i8, tile
+from backends.cpu.tiles import add_scaled, load_column, outer_u8_i8, send_for, store_tile, tile
 from backends.quantised import GROUP, Quantised
 
 TOKENS = 8  # of a tile; 12 and 14 are no faster
@@ -53,74 +57,82 @@ def matrix_quantised(weight: Quantised, x_TI, bias_O, y_TO, *, vnni: bool):
 
 
 def round_tokens(x_TI, zero):
-    """Each token's numbers as int8, four neighbours to a lane, the tokens of a tile side by side; scales; starts."""
-    blocks, G = -(-x_TI.shape[0] // TOKENS), x_TI.shape[1] // GROUP
-    x_BQt = np.empty((blocks, G * 8, TOKENS), np.int32)
-    scale_BGt = np.empty((blocks, G, TOKENS), np.float32)
-    start_BGt = np.empty((blocks, G, TOKENS), np.int32)
-    round_blocks(blocks, x_TI, zero, x_BQt, scale_BGt, start_BGt)
-    return x_BQt, scale_BGt, start_BGt
+    """Each token's numbers as int8, four neighbours to a lane; scales; starts. Tokens of nothing fill up the tiles."""
+    T, G = x_TI.shape[0], x_TI.shape[1] // GROUP
+    N = -(-T // TOKENS) * TOKENS
+    x_NI, scale_NG, start_NG = (
+        np.empty((N, G * GROUP), np.int8),
+        np.empty((N, G), np.float32),
+        np.empty((N, G), np.int32),
+    )
+    round_rows(N, x_TI, zero, x_NI, scale_NG, start_NG)
+    return x_NI.view(np.int32), scale_NG, start_NG
 
 
 @shared
 @inner
-def round_blocks(first, last, x_TI, zero, x_BQt, scale_BGt, start_BGt):
-    for b in range(first, last):
-        for t in range(TOKENS):
-            if b * TOKENS + t < x_TI.shape[0]:
-                round_row(x_TI[b * TOKENS + t], x_BQt[b, :, t], scale_BGt[b, :, t], start_BGt[b, :, t], zero)
-            else:  # a tile is filled up with tokens of nothing
-                x_BQt[b, :, t], scale_BGt[b, :, t], start_BGt[b, :, t] = 0, 0, 0
+def round_rows(first, last, x_TI, zero, x_NI, scale_NG, start_NG):
+    for t in range(first, last):
+        if t < len(x_TI):
+            round_row(x_TI[t], x_NI[t], scale_NG[t], start_NG[t], zero)
+        else:
+            x_NI[t], scale_NG[t], start_NG[t] = 0, 0, 0
 
 
 @shared
 @inner
-def multiply_tokens_8(first, last, values_PQr, scales_PGr, x_BQt, scale_BGt, start_BGt, bias_O, y_TO):
+def multiply_tokens_8(first, last, values_PQr, scales_PGr, x_NQ, scale_NG, start_NG, bias_O, y_TO):
     for pair in range(first, last):
-        for b in range(x_BQt.shape[0]):
-            two_tiles_8(values_PQr, scales_PGr, pair, x_BQt, scale_BGt, start_BGt, b, bias_O, y_TO)
+        for t in range(0, len(x_NQ), TOKENS):
+            two_tiles_8(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO)
 
 
 @inner
-def two_tiles_8(values_PQr, scales_PGr, pair, x_BQt, scale_BGt, start_BGt, b, bias_O, y_TO):
+def two_tiles_8(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO):
     first, second = both(pair, values_PQr)
-    total_1, total_2 = tile(TOKENS, zeros()), tile(TOKENS, zeros())
+    send_for(y_TO, t, TOKENS, first * LANES, 2 * LANES)
+    total_1, total_2 = tile(TOKENS, bias_of(first, bias_O)), tile(TOKENS, bias_of(second, bias_O))
     for g in range(scales_PGr.shape[1]):
-        whole_1 = whole_2 = load_column(TOKENS, start_BGt, (b, g))
+        whole_1 = whole_2 = load_column(TOKENS, start_NG, (t, g))
         for q in range(g * 8, g * 8 + 8):
-            whole_1 = outer_u8_i8(whole_1, load(values_PQr, (first, q, 0)), x_BQt, (b, q))
-            whole_2 = outer_u8_i8(whole_2, load(values_PQr, (second, q, 0)), x_BQt, (b, q))
-        total_1 = add_scaled(total_1, whole_1, load(scales_PGr, (first, g, 0)), scale_BGt, (b, g))
-        total_2 = add_scaled(total_2, whole_2, load(scales_PGr, (second, g, 0)), scale_BGt, (b, g))
-    finish_tile(total_1, first, b, bias_O, y_TO)
-    finish_tile(total_2, second, b, bias_O, y_TO)
+            send_for_next(values_PQr, first, q)
+            whole_1 = outer_u8_i8(whole_1, load(values_PQr, (first, q, 0)), x_NQ, (t, q))
+            whole_2 = outer_u8_i8(whole_2, load(values_PQr, (second, q, 0)), x_NQ, (t, q))
+        send_for_next(scales_PGr, first, g)
+        total_1 = add_scaled(total_1, whole_1, load(scales_PGr, (first, g, 0)), scale_NG, (t, g))
+        total_2 = add_scaled(total_2, whole_2, load(scales_PGr, (second, g, 0)), scale_NG, (t, g))
+    write_tile(total_1, first, t, y_TO)
+    write_tile(total_2, second, t, y_TO)
 
 
 @shared
 @inner
-def multiply_tokens_4(first, last, values_PQr, scales_PGr, x_BQt, scale_BGt, start_BGt, bias_O, y_TO):
+def multiply_tokens_4(first, last, values_PQr, scales_PGr, x_NQ, scale_NG, start_NG, bias_O, y_TO):
     for pair in range(first, last):
-        for b in range(x_BQt.shape[0]):
-            two_tiles_4(values_PQr, scales_PGr, pair, x_BQt, scale_BGt, start_BGt, b, bias_O, y_TO)
+        for t in range(0, len(x_NQ), TOKENS):
+            two_tiles_4(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO)
 
 
 @inner
-def two_tiles_4(values_PQr, scales_PGr, pair, x_BQt, scale_BGt, start_BGt, b, bias_O, y_TO):
+def two_tiles_4(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO):
     half_a_byte, n4 = fill_i32(np.int32(0x0F0F0F0F)), fill_i32(np.int32(4))
     first, second = both(pair, values_PQr)
-    total_1, total_2 = tile(TOKENS, zeros()), tile(TOKENS, zeros())
+    send_for(y_TO, t, TOKENS, first * LANES, 2 * LANES)
+    total_1, total_2 = tile(TOKENS, bias_of(first, bias_O)), tile(TOKENS, bias_of(second, bias_O))
     for g in range(scales_PGr.shape[1]):
-        whole_1 = whole_2 = load_column(TOKENS, start_BGt, (b, g))
+        whole_1 = whole_2 = load_column(TOKENS, start_NG, (t, g))
         for q in range(g * 4, g * 4 + 4):
+            send_for_next(values_PQr, first, q)
             weights_1, weights_2 = load(values_PQr, (first, q, 0)), load(values_PQr, (second, q, 0))
-            whole_1 = outer_u8_i8(whole_1, weights_1 & half_a_byte, x_BQt, (b, 2 * q))
-            whole_2 = outer_u8_i8(whole_2, weights_2 & half_a_byte, x_BQt, (b, 2 * q))
-            whole_1 = outer_u8_i8(whole_1, (weights_1 >> n4) & half_a_byte, x_BQt, (b, 2 * q + 1))
-            whole_2 = outer_u8_i8(whole_2, (weights_2 >> n4) & half_a_byte, x_BQt, (b, 2 * q + 1))
-        total_1 = add_scaled(total_1, whole_1, load(scales_PGr, (first, g, 0)), scale_BGt, (b, g))
-        total_2 = add_scaled(total_2, whole_2, load(scales_PGr, (second, g, 0)), scale_BGt, (b, g))
-    finish_tile(total_1, first, b, bias_O, y_TO)
-    finish_tile(total_2, second, b, bias_O, y_TO)
+            whole_1 = outer_u8_i8(whole_1, weights_1 & half_a_byte, x_NQ, (t, 2 * q))
+            whole_2 = outer_u8_i8(whole_2, weights_2 & half_a_byte, x_NQ, (t, 2 * q))
+            whole_1 = outer_u8_i8(whole_1, (weights_1 >> n4) & half_a_byte, x_NQ, (t, 2 * q + 1))
+            whole_2 = outer_u8_i8(whole_2, (weights_2 >> n4) & half_a_byte, x_NQ, (t, 2 * q + 1))
+        send_for_next(scales_PGr, first, g)
+        total_1 = add_scaled(total_1, whole_1, load(scales_PGr, (first, g, 0)), scale_NG, (t, g))
+        total_2 = add_scaled(total_2, whole_2, load(scales_PGr, (second, g, 0)), scale_NG, (t, g))
+    write_tile(total_1, first, t, y_TO)
+    write_tile(total_2, second, t, y_TO)
 
 
 @within
@@ -129,10 +141,28 @@ def both(pair, values_PQr):
     return 2 * pair, min(2 * pair + 1, values_PQr.shape[0] - 1)
 
 
+@within
+def send_for_next(array_PNr, p, n):
+    """Ask for what the next pair will read. Few tokens are done sooner than memory would come by itself."""
+    prefetch(array_PNr, (p + 2, n, 0))
+    prefetch(array_PNr, (p + 3, n, 0))
+
+
 @inner
-def finish_tile(total, p, b, bias_O, y_TO):
-    for n in range(min(TOKENS, y_TO.shape[0] - b * TOKENS)):
-        finish_rows(total[n], p, bias_O, y_TO[b * TOKENS + n])
+def bias_of(p, bias_O):
+    """Of the 16 rows of a tile."""
+    return load_part(bias_O, p * LANES, bias_O.size - p * LANES)
+
+
+@inner
+def write_tile(total, p, t, y_TO):
+    """The sums that belong to tokens and rows."""
+    rows, T = y_TO.shape[1] - p * LANES, len(y_TO) - t
+    if rows >= LANES and T >= TOKENS:
+        store_tile(y_TO, (t, p * LANES), total)
+    else:
+        for n in range(min(TOKENS, T)):
+            store_part(y_TO, (t + n, p * LANES), total[n], rows)
 
 
 # ---- any processor: widened to float32 -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, within
+from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.simd import (
     before_line,
     bf16_pairs,
@@ -64,6 +64,7 @@ def row_times_vector(w_OI, o, x_I):
 
 
 @inner
+@allocating
 def in_two(x_I):
     """x = high + low, both as pairs of neighbours in bfloat16, with zeros behind. Infinity has no low part."""
     lanes = (x_I.size + 31) // 32 * 16

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.rows import F32, SHARED, plain
 from backends.cpu.team import shared
 
@@ -27,6 +27,7 @@ def merge_parts(backend, outs, lses):
 
 
 @kernel
+@allocating
 def merge_rows(first, last, outs, lses, out_THK):
     _, H, K = out_THK.shape
     share_N = np.empty(len(outs), np.float32)

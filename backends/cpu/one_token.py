@@ -21,7 +21,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from backends.cpu.compiling import inner, kernel, within
+from backends.cpu.compiling import allocating, body_of, inner, kernel, within
 from backends.cpu.matrix_vector import in_two, pairs_times_vector, row_times_vector
 from backends.cpu.packed_vector import packed_times_vector
 from backends.cpu.quantised_vector import finish_rows, round_to_8, round_to_16, rows_4, rows_8
@@ -84,7 +84,7 @@ def multiply(first, last, weight, token, bias_O, y_O):
     """y_O = weight @ token + bias_O in units first to last - 1. An empty bias is none."""
 
 
-@overload(multiply)
+@body_of(multiply)
 def _(first, last, weight, token, bias_O, y_O):
     def rows(first, last, weight, token, bias_O, y_O):
         for o in range(first, last):
@@ -132,6 +132,7 @@ def launch(state, threads, weight, token, bias_O, y_O):
 
 @with_team
 @kernel
+@allocating
 def matrix_times_token(state, threads, weight, x_1I, bias_O, y_1O):
     """y_1O = x_1I @ weight.T + bias_O."""
     launch(state, threads, weight, prepared(weight, x_1I[0]), bias_O, y_1O[0])

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, within
+from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.simd import (
     LANES,
     constant_i32,
@@ -125,6 +125,7 @@ def packed_times_vector(first, last, weight, token, bias_O, y_O):
 
 
 @inner
+@allocating
 def wide_rows_times_vector(first, last, weight, token, y_O):
     """Some rows piece by piece: each piece of the token stays in the nearest cache for all of them."""
     N, sums_RVC = weight[0].shape[1], np.empty((ROWS, 8, LANES), np.float32)

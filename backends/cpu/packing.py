@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from backends.cpu.compiling import kernel, within
+from backends.cpu.compiling import allocating, kernel, within
 from backends.cpu.simd import any_bits, constant_i32, fill_i32, load, lower_bytes, store
 from backends.packed import BLOCK, BYTES, CODES, SPAN, Packed
 
@@ -58,6 +58,7 @@ class Packing:
 
 
 @kernel
+@allocating
 def best_bases(bits_OI, base_O):
     """For each row the base with which most upper bytes fit, and the highest of those."""
     tallies, counts = np.empty((TALLIES, 128), np.int32), np.empty(128, np.int32)

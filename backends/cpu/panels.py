@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.rows import F32
 from backends.cpu.simd import LANES, load, store
 from backends.cpu.team import shared
@@ -67,6 +67,7 @@ def filled_up(x_RC):
 
 @shared
 @kernel
+@allocating
 def times_rows(first, last, a_TO, b_POl, bias_I, out_TI):
     T, O = a_TO.shape  # noqa: E741
     stage_tO = np.empty((ROWS, DEPTH + LANES), np.float32)
@@ -94,6 +95,7 @@ def times_tile(a_tO, row, b_Ol, o, depth, bias_I, out_TI, t, i):
 
 @shared
 @kernel
+@allocating
 def transposed_times_rows(first, last, a_TO, b_TI, out_OI):
     T, I = b_TI.shape  # noqa: E741
     stage_1to = np.empty((1, DEPTH, LANES), np.float32)

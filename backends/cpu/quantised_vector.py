@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel, within
+from backends.cpu.compiling import allocating, inner, kernel, within
 from backends.cpu.simd import (
     LANES,
     dot_i16,
@@ -38,8 +38,10 @@ from backends.cpu.simd import (
     load_one,
     load_part,
     nearest,
+    prefetch,
     shuffle,
     store,
+    store_i8,
     store_part,
     sum_of,
     to_f32,
@@ -47,6 +49,8 @@ from backends.cpu.simd import (
     zeros,
 )  # fmt: skip
 from backends.quantised import GROUP
+
+AHEAD = 64  # lines of a matrix, 4 KB, that are sent for before they are used; the next tile's follow this one's
 
 
 @kernel
@@ -64,6 +68,7 @@ high_halves = shuffle(tuple(4 * m + n for m in range(8) for n in (2, 3)))
 
 
 @inner
+@allocating
 def round_to_16(x_I):
     """A token's numbers as pairs of int16, a group's 32 as 16 pairs in the order of the weights; scales; starts."""
     G = x_I.size // GROUP
@@ -88,6 +93,7 @@ def rows_8(values_PQr, scales_PGr, p, x_j, scale_G, start_G):
     for g in range(scale_G.size):
         whole = fill_i32(start_G[g])
         for q in range(g * 8, g * 8 + 8):
+            prefetch(values_PQr, (p, q + AHEAD, 0))
             weights = load(values_PQr, (p, q, 0))
             whole = dot_i16(whole, weights & even, load_one(x_j, 2 * q))
             whole = dot_i16(whole, (weights >> byte) & even, load_one(x_j, 2 * q + 1))
@@ -97,37 +103,27 @@ def rows_8(values_PQr, scales_PGr, p, x_j, scale_G, start_G):
 
 # ---- int4 weights: the token in 8 bits -------------------------------------------------------------------------------
 
-byte_0, byte_1, byte_2, byte_3 = (
-    shuffle(tuple(n + 4 * m for m in range(8)) * 2) for n in range(4)
-)  # every fourth number of 32
-
 
 @inner
+@allocating
 def round_to_8(x_I):
     """A token's numbers as int8, four neighbours to a lane; scales; starts."""
     G = x_I.size // GROUP
-    x_Q, scale_G, start_G = np.empty(G * 8, np.int32), np.empty(G, np.float32), np.empty(G, np.int32)
-    round_row(x_I, x_Q, scale_G, start_G, 8)
-    return x_Q, scale_G, start_G
+    x_I8, scale_G, start_G = np.empty(G * GROUP, np.int8), np.empty(G, np.float32), np.empty(G, np.int32)
+    round_row(x_I, x_I8, scale_G, start_G, 8)
+    return x_I8.view(np.int32), scale_G, start_G
 
 
 @inner
-def round_row(x_I, x_Q, scale_G, start_G, zero):
-    byte, n8, n16, n24 = (
-        fill_i32(np.int32(0xFF)), fill_i32(np.int32(8)), fill_i32(np.int32(16)), fill_i32(np.int32(24))
-    )  # fmt: skip
-    lanes = np.empty(LANES, np.int32)
+def round_row(x_I, x_I8, scale_G, start_G, zero):
     for g in range(scale_G.size):
         a, b = load(x_I, g * 32), load(x_I, g * 32 + 16)
         scale_G[g] = largest_magnitude(a, b) / np.float32(127)
         factor = fill(inverse(scale_G[g]))
         a, b = nearest(a * factor), nearest(b * factor)
         start_G[g] = np.int32(-zero * sum_of(a + b))
-        a, b = to_i32(a), to_i32(b)
-        words = (byte_0(a, b) & byte) | ((byte_1(a, b) & byte) << n8) | ((byte_2(a, b) & byte) << n16)
-        store(lanes, 0, words | (byte_3(a, b) << n24))
-        for q in range(8):
-            x_Q[g * 8 + q] = lanes[q]
+        store_i8(x_I8, g * 32, to_i32(a))
+        store_i8(x_I8, g * 32 + 16, to_i32(b))
 
 
 @within
@@ -135,6 +131,7 @@ def group_4(values_PQr, p, g, x_Q, start, half_a_byte, n4):
     """16 rows' sums over a group: a lane's bytes hold columns 0 to 3 in their lower halves, 4 to 7 in the upper."""
     whole = fill_i32(start)
     for q in range(g * 4, g * 4 + 4):
+        prefetch(values_PQr, (p, q + AHEAD, 0))
         weights = load(values_PQr, (p, q, 0))
         whole = dot_u8_i8(whole, weights & half_a_byte, load_one(x_Q, 2 * q))
         whole = dot_u8_i8(whole, (weights >> n4) & half_a_byte, load_one(x_Q, 2 * q + 1))

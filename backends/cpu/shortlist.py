@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.linear import filled_up
 from backends.cpu.one_token import NO_BIAS, as_kernels_take, prepared
 from backends.cpu.rows import plain
@@ -56,6 +56,7 @@ def keep_if_larger(value, place, value_K, place_K):
 
 @with_team
 @kernel
+@allocating
 def contenders(
     state, threads, sketch, token, head, x_1D, no_bias, seen_N, k, at_first, penalty, vocabulary, y_V, id_V, logits_V
 ):

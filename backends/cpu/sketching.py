@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from backends.cpu.compiling import kernel
-from backends.cpu.quantised_vector import byte_0, byte_1, byte_2, byte_3
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.simd import (
     LANES,
     constant,
-    constant_i32,
     fill,
     fma,
     largest_magnitude,
     load,
     nearest,
-    store,
+    store_i8,
     sum_of,
     to_i32,
     zeros,
@@ -28,7 +26,7 @@ from backends.packed import Packed
 from backends.quantised import GROUP, PIECE, ROWS, Quantised
 from backends.sketch import LEAST, LEVELS, Sketch, empty_sketch, whole_tiles
 
-eight, n8, n16, n24 = constant(8.0), constant_i32(8), constant_i32(16), constant_i32(24)
+eight = constant(8.0)
 SEVEN, TINY = np.float32(LEVELS), np.float32(LEAST)
 
 
@@ -71,9 +69,10 @@ def add_rows(sketch: Sketch, first: int, rows_NI: np.ndarray) -> None:
 
 
 @kernel
+@allocating
 def draw(rows_NI, dither_I, values_PQr, scales_PGr, norm_Pr):
-    step, word_Q = np.empty(1, np.float32), np.empty(LANES, np.uint32)
-    bits = step.view(np.uint32)
+    step, code_i = np.empty(1, np.float32), np.empty(GROUP, np.int8)
+    bits, word_Q = step.view(np.uint32), code_i.view(np.uint32)
     for n in range(len(rows_NI)):
         p, r, squares = n // LANES, n % LANES, zeros()
         for g in range(scales_PGr.shape[1]):
@@ -85,8 +84,8 @@ def draw(rows_NI, dither_I, values_PQr, scales_PGr, norm_Pr):
             divisor = fill(step[0])
             a = nearest(a / divisor + load(dither_I, g * GROUP)) + eight()
             b = nearest(b / divisor + load(dither_I, g * GROUP + LANES)) + eight()
-            a, b = to_i32(a), to_i32(b)
-            store(word_Q, 0, byte_0(a, b) | (byte_1(a, b) << n8()) | (byte_2(a, b) << n16()) | (byte_3(a, b) << n24()))
+            store_i8(code_i, 0, to_i32(a))
+            store_i8(code_i, LANES, to_i32(b))
             for q in range(4):
                 values_PQr[p, g * 4 + q, r] = word_Q[2 * q] | word_Q[2 * q + 1] << np.uint32(4)
         norm_Pr[p, r] = np.sqrt(sum_of(squares))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import allocating, kernel
 from backends.cpu.packed_vector import unpack
 from backends.cpu.rows import F32
 from backends.cpu.simd import LANES, load, load_one, store, store_part
@@ -37,6 +37,7 @@ def take_rows(backend, table_ND, row_T):
 
 
 @kernel
+@allocating
 def unpack_rows(weight, row_T, out_TD):
     pairs_j = np.empty(out_TD.shape[1] // 2, np.int32)
     for t in range(row_T.size):
@@ -46,6 +47,7 @@ def unpack_rows(weight, row_T, out_TD):
 
 
 @kernel
+@allocating
 def widen_rows(values_PQr, scales_PGr, bits, row_T, out_TD):
     """A lane holds columns 0 1 2 3 from the right; in int4 its bytes' halves are 0|4 1|5 2|6 3|7."""
     many, mask, zero = 32 // bits, (1 << bits) - 1, 1 << bits - 1

@@ -42,7 +42,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from backends.cpu.compiling import kept, kernel
+from backends.cpu.compiling import OPTIONS, UNCOUNTED, kept, kernel
 from backends.cpu.shared_memory import as_task, breathe, change, clock, count, give_way, nap, read, run_task, write
 
 # Words of the team's memory; what several threads write often has a cache line (8 words) of its own.
@@ -100,7 +100,7 @@ def alone(state):
 def launcher(kernel):
     """The compiled half of `shared`, for kernels that do something else before: (state, threads, rows, *arrays)."""
 
-    @numba.njit(nogil=True)
+    @numba.njit(**OPTIONS, **UNCOUNTED)
     def launch(state, threads, rows, *arguments):
         chunks, began = threads * CHUNKS_PER_THREAD, clock()
         if threads == 1 or rows < 2 or alone(state) or not change(state, BUSY, 0, 1):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.linear import filled_up
 from backends.cpu.quantised_vector import group_4, round_to_8
 from backends.cpu.rows import F32, plain
@@ -46,6 +46,7 @@ def tile_bounds_for(features: frozenset[str]):
 
 
 @kernel
+@allocating
 def token_of(x_I, dither_I):
     """The token as whole numbers, scales and starts; for each group what its dither adds, and Z^2 / 12 of its squares;
     and how much of a row's norm the bound needs for what was rounded away."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.linear import filled_up
 from backends.cpu.one_token import NO_BIAS, as_kernels_take, multiply, prepared, units
 from backends.cpu.rows import plain
@@ -47,6 +47,7 @@ launch_tiles = launcher(multiply_tiles)
 
 @with_team
 @kernel
+@allocating
 def some_tiles(state, threads, weight, x_1D, tile_N, no_bias, y_V):
     tiles = (y_V.size + ROWS - 1) // ROWS
     launch_tiles(state, threads, tile_N.size, weight, prepared(weight, x_1D[0]), tile_N, tiles, no_bias, y_V)

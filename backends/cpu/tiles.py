@@ -14,8 +14,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from backends.cpu.compiling import inner
 from backends.cpu.simd.lanes import PRODUCTS
-from backends.cpu.simd.memory import KINDS, pointer
+from backends.cpu.simd.memory import KINDS, pointer, prefetch_to_write
 from backends.cpu.simd.vectors import F32, I64, LANES, VF32, VI32, broadcast, call, f32x16
 
 
@@ -216,3 +217,15 @@ def transposed(typing, rows):
         return cgutils.pack_array(builder, vectors)
 
     return rows(rows), codegen
+
+
+@inner
+def send_for(y_TO, t, tokens, o, rows):
+    """Ask for y_TO[t : t + tokens, o : o + rows], which a tile will write when it is done.
+
+    Written without, each line of a large array that is new to this core is waited for, one after another: a fourth of
+    the time of a product with 896 columns. Rows of y begin anywhere, so one line more may be touched.
+    """
+    for n in range(t, min(t + tokens, len(y_TO))):
+        for k in range(0, rows + LANES, LANES):
+            prefetch_to_write(y_TO, (n, o + k))

@@ -14,9 +14,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 from numba.core import types
-from numba.extending import overload
 
-from backends.cpu.compiling import kernel
+from backends.cpu.compiling import body_of, kernel
 from backends.cpu.rows import plain
 from backends.cpu.simd import fill, largest_magnitude, load_part, store_bf16, store_part
 
@@ -56,7 +55,7 @@ def write_row(x_TGK, t, g, kv_2GNK, scale_2GN, which, s):
     """kv[which, g, s] = x[t, g], rounded as the cache's type is."""
 
 
-@overload(write_row)
+@body_of(write_row)
 def _(x_TGK, t, g, kv_2GNK, scale_2GN, which, s):
     def floats(x_TGK, t, g, kv_2GNK, scale_2GN, which, s):
         K = x_TGK.shape[2]

@@ -65,8 +65,10 @@ from backends.cpu.simd.memory import (
     load_one,
     load_part,
     prefetch,
+    prefetch_to_write,
     store,
     store_bf16,
+    store_i8,
     store_part,
 )
 from backends.cpu.simd.vectors import LANES, constant
@@ -76,6 +78,6 @@ __all__ = [
     "constant_i32", "dot_bf16", "dot_i16", "dot_u8_i8", "fill", "fill_i32", "fma", "interleave_high",
     "interleave_high_bytes", "interleave_low", "interleave_low_bytes", "larger", "largest_magnitude", "largest_of",
     "load", "load_8", "load_bytes", "load_one", "load_part", "look_up", "lower_bytes", "nearest", "ones", "prefetch",
-    "root", "shuffle", "smaller", "store", "store_bf16", "store_part", "sum_of", "to_f32", "to_i32", "zeros",
-    "zeros_8",
+    "prefetch_to_write", "root", "shuffle", "smaller", "store", "store_bf16", "store_i8", "store_part", "sum_of",
+    "to_f32", "to_i32", "zeros", "zeros_8",
 ]  # fmt: skip

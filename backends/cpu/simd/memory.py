@@ -188,16 +188,39 @@ def store_bf16(typing, array, index, vector, count):
 
 
 @intrinsic
-def prefetch(typing, array, index):
-    """Ask for the 64 bytes at array[index], to come into the second-level cache. Nothing waits; any address will do."""
+def store_i8(typing, array, index, vector):
+    """Write the lowest byte of each lane of an i32x16 to an int8 array."""
 
     def codegen(context, builder, signature, arguments):
-        array_type, index_type = signature.args
-        place = pointer(context, builder, array_type, arguments[0], index_type, arguments[1], I8)
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(2), I32(1)])  # to read; level 2; data
+        array_type, index_type, _ = signature.args
+        lanes = ir.VectorType(I8, LANES)
+        place = pointer(context, builder, array_type, arguments[0], index_type, arguments[1], lanes)
+        builder.store(builder.trunc(arguments[2], lanes), place).align = 1
         return context.get_dummy_value()
 
-    return types.void(array, index), codegen
+    return types.void(array, index, vector), codegen
+
+
+def prefetching(to_write: bool, level: int):
+    """An intrinsic that asks for a cache line. `to_write` takes it away from other cores as well."""
+    how = [I32(int(to_write)), I32(4 - level), I32(1)]  # the last: data, not instructions
+
+    @intrinsic
+    def prefetch(typing, array, index):
+        def codegen(context, builder, signature, arguments):
+            array_type, index_type = signature.args
+            place = pointer(context, builder, array_type, arguments[0], index_type, arguments[1], I8)
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, *how])
+            return context.get_dummy_value()
+
+        return types.void(array, index), codegen
+
+    return prefetch
+
+
+# Ask for the 64 bytes at array[index], to come into the second-level cache (those that will be written: the first).
+# Nothing waits; any address will do.
+prefetch, prefetch_to_write = prefetching(False, 2), prefetching(True, 1)
 
 
 @intrinsic

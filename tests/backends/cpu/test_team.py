@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.cpu import team
-from backends.cpu.compiling import inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.team import ALONE, TEAM, launcher, shared, use, with_team
 
 CROWD = 5  # more threads than cores: they are stopped at every possible place
@@ -145,6 +145,7 @@ def test_a_kernel_may_prepare_something_first():
 
     @with_team
     @kernel
+    @allocating
     def double(state, threads, x_N, twice_N):
         twice_N[:] = x_N
         launch(state, threads, len(x_N), x_N, twice_N)
