@@ -226,7 +226,7 @@ def load(
         kv_format=kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching, compiling=compiling,
     )  # fmt: skip
     give_back()
-    checkpoint.move()  # not before: finding the kernels would take nearly half as long again beside it
+    checkpoint.settle(wait=False)  # not before: finding the kernels would take nearly half as long again beside it
     return Runtime(
         computes,
         checkpoint,

@@ -1,7 +1,7 @@
 """One token through dense layers, as one call: the definition's steps, by the same kernels, without Python in between.
 
     x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
-    x = x + feed_forward( norm(x) )           gate and up: one instead of two; SwiGLU takes 2 us without them
+    x = x + feed_forward( norm(x) )           gate and up: one, and each thread takes SwiGLU of what it computed
 
 Bytes that must move are those of the weights and of the cache. But while Python walks from step to step (some 4 us for
 each, and with cold caches, because the weights drove everything else out) the memory has nothing to do:
@@ -34,8 +34,8 @@ from numba.extending import overload
 from backends.cpu.attention import CHUNK, FLOATS, PAIRS
 from backends.cpu.attention_block import attend_blocks, finish_parts
 from backends.cpu.attention_token import HEADS, attend_token
-from backends.cpu.compiling import allocating, kernel
-from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, launch_several, prepared, units
+from backends.cpu.compiling import allocating, inner, kernel
+from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, launch_several, multiply, prepared, units
 from backends.cpu.rms_norm import norm_rows
 from backends.cpu.rope import turn_rows
 from backends.cpu.rows import F32, plain
@@ -182,16 +182,26 @@ def layers_of_one_token(
             x_1D[0, d] += h_1D[0, d]
 
         norm_rows(0, 1, x_1D, norms[1], eps, h_1D)
-        gate_F, up_F, hidden_F = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
-        both, no_biases, outs = (gate, up, up), (no_bias, no_bias, no_bias), (gate_F, up_F, up_F)
-        launch_several(state, threads, units(gate) + units(up), both, prepared(gate, h_1D[0]), no_biases, outs)
-        for f in range(0, F, LANES):
-            store_part(hidden_F, f, gated(load_part(gate_F, f, F - f), load_part(up_F, f, F - f)), F - f)
-        launch(state, threads, down, prepared(down, hidden_F), no_bias, h_1D[0])
+        outs = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
+        launch_gated(state, threads, units(gate), gate, up, prepared(gate, h_1D[0]), no_bias, outs)
+        launch(state, threads, down, prepared(down, outs[2]), no_bias, h_1D[0])
         for d in range(D):
             x_1D[0, d] += h_1D[0, d]
 
 
+@inner
+def gated_units(first, last, gate, up, token, no_bias, outs):
+    """Units first to last - 1 of both matrices, and SwiGLU of what they give: what other threads computed stays there."""
+    gate_F, up_F, hidden_F = outs
+    multiply(first, last, gate, token, no_bias, gate_F)
+    multiply(first, last, up, token, no_bias, up_F)
+    each = LANES if units(gate) < gate_F.size else 1
+    end = min(last * each, gate_F.size)
+    for f in range(first * each, end, LANES):
+        store_part(hidden_F, f, gated(load_part(gate_F, f, end - f), load_part(up_F, f, end - f)), end - f)
+
+
+launch_gated = launcher(gated_units)
 launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)
 
 

@@ -11,10 +11,17 @@ multiplies four pairs of bytes a lane and step where bf16 multiplies two. (llama
     v4  tiles              8 tokens, each weight loaded once for 8    128 tokens        273 / 265
                            on two cores                               512 tokens        620 / 620
 
-                                                                      two newer cores, 256 tokens, int8:
-                                                                      4864 x 896   896 x 4864   896 x 896
+                                                                      two newer cores, int8, GFLOP/s
+                                                                      256 tokens, y in a cache, or not      16 tokens
+                                                                      4864 x 896   896 x 4864   896 x 896   4864 x 896
     v4  tiles              each number of a token is loaded for 16    1,173        1,257        983
-    v5  in pairs           rows, in v5 for 32                         1,388        1,482        1,450
+    v5  in pairs           rows, in v5 for 32                         1,150, 890   1,384, 1,338 1,166, 897  580
+    v6  sent for           y's lines as a tile begins, and the next   1,257, 1,248 1,322, 1,323 1,346, 1,338 1,100
+                           pair of tiles while this one is computed
+
+In v5 a tile waited for each line of y that was not in its core's cache, one after another: the narrower the matrix, the
+more of them for its arithmetic. Rounding 256 tokens of 896 took 105 us as words of four bytes that were moved one by
+one, and takes 23 written as bytes, row by row.
 """
 
 from __future__ import annotations

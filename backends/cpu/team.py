@@ -19,7 +19,8 @@ nothing in the row, so results are the same bits every time.
 
 How they meet: all looks go to a few words of memory. The caller writes the job, then the `TICKET`: how many chunks are
 left, and in its upper bits a number that grows with each job. Taking a chunk is one compare-and-swap of the ticket, so
-a job that is over can never be taken from, and one that was taken from cannot end before the chunk is reported `DONE`.
+a job that is over can never be taken from, and one that was taken from cannot end before the chunk is reported in
+`DONE`, which counts the chunks of all jobs: the caller need not take it back to start anew.
 Threads that find nothing look again for about a millisecond, then ten times a millisecond, and after some more than
 30 ms they sleep until the next call wakes them.
 
@@ -45,9 +46,10 @@ import numpy as np
 from backends.cpu.compiling import OPTIONS, UNCOUNTED, kept, kernel
 from backends.cpu.shared_memory import as_task, breathe, change, clock, count, give_way, nap, read, run_task, write
 
-# Words of the team's memory; what several threads write often has a cache line (8 words) of its own.
-TICKET, DONE, BUSY, JOB, ALONE = 0, 8, 16, 24, 32
-TASK, ARGUMENTS, ROWS, CHUNKS, THREADS = range(JOB, JOB + 5)
+# Words of the team's memory. Whoever sees a new ticket has the job with it, in the same cache line (8 words). Lines that
+# several write are what meeting costs, above all where cores have no common cache.
+TICKET, TASK, ARGUMENTS, ROWS, CHUNKS, THREADS = range(6)
+DONE, BUSY, ALONE = 8, 16, 24
 CHUNK_BITS = 20  # of the ticket; the rest counts jobs
 
 # Each thread gets a long stretch of rows, which the memory likes, and the rest in short ones for whoever is done first.
@@ -109,13 +111,13 @@ def launcher(kernel):
         task, address = as_task(kernel, arguments)
         for place, value in ((TASK, task), (ARGUMENTS, address), (ROWS, rows), (CHUNKS, chunks), (THREADS, threads)):
             write(state, place, value)
-        write(state, DONE, 0)
+        end = read(state, DONE) + chunks
         write(state, TICKET, (((read(state, TICKET) >> CHUNK_BITS) + 1) << CHUNK_BITS) | chunks)
         own = 0
         while take(state, 0):
             own += 1
         ended, looked = clock(), 0
-        while read(state, DONE) < chunks:
+        while read(state, DONE) < end:
             looked += 1
             if looked % POLITENESS == 0:
                 give_way()

@@ -27,7 +27,6 @@ from backends.sketch import Sketch
 from tinyqwen.checkpoint.inventory import HEAD, TABLE, show, split_experts, take_inventory
 from tinyqwen.checkpoint.kept import Kept
 from tinyqwen.checkpoint.loading import MappedFile, Progress, Wanted, load, same_values
-from tinyqwen.checkpoint.moving import Mover, is_to_pack, worth_moving, worth_packing, worth_sketching
 from tinyqwen.checkpoint.safetensors_file import (
     HEADER_LIMIT,
     INDEX,
@@ -37,6 +36,7 @@ from tinyqwen.checkpoint.safetensors_file import (
     read_header,
     refuse_duplicates,
 )
+from tinyqwen.checkpoint.settling import Settling, is_to_pack, worth_moving, worth_packing, worth_sketching
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.errors import ModelFilesError, UsageError
@@ -54,8 +54,8 @@ class Checkpoint:
     files     the weight files
     format    of the matrices, see `tinyqwen.formats`; mixed if the files mix f32 and bf16 and were opened as they are
     maps      the files that weights are views of, at least at first
-    moving    the thread that moves them to where they stay, and draws a sketch of the head, once it is started; see
-              `moving.py`
+    settling  the thread that moves them to where they stay, and draws a sketch of the head, once it is started; see
+              `settling.py`
     packing   whether those in bf16 are packed on the way
     """
 
@@ -65,29 +65,25 @@ class Checkpoint:
     files: tuple[Path, ...]
     format: str
     maps: tuple[MappedFile, ...] = ()
-    moving: Mover | None = None
+    settling: Settling | None = None
     packing: bool = False
 
     @property
     def sketch(self) -> Sketch | None:
         """A sketch of the head, as soon as there is one."""
-        return self.moving.sketch if self.moving else None
+        return self.settling.sketch if self.settling else None
 
     @property
     def sketching(self) -> bool:
         """Whether there may be one sooner or later."""
-        return self.moving is not None and self.moving.sketches
+        return self.settling is not None and self.settling.sketches
 
-    def move(self) -> None:
-        """Let the weights move to where they stay, from now on: it takes a core for a second or more."""
-        if self.moving and self.moving.ident is None:
-            self.moving.start()
-
-    def settle(self) -> None:
-        """Wait until the weights are where they stay."""
-        self.move()
-        if self.moving:
-            self.moving.join()
+    def settle(self, wait: bool = True) -> None:
+        """Let the weights move to where they stay, which takes a core for a second or more, and wait for the end."""
+        if self.settling and self.settling.ident is None:
+            self.settling.start()
+        if self.settling and wait:
+            self.settling.join()
 
     def check_unchanged(self) -> None:
         """Call before each step of the model: a mapped file that was cut would end the process without a word.
@@ -121,7 +117,7 @@ def open_checkpoint(
     keep            whether to keep what was quantised for the next start, see `kept.py`
     mapped          whether what is wanted as it is stored may be the file itself: no time to load, and no memory of its
                     own. False: a copy, which kernels read faster. None: the file at first, and if a copy leaves as much
-                    memory free, or is packed, that takes its place while the model works (`moving.py`)
+                    memory free, or is packed, that takes its place while the model works (`settling.py`)
     packed          whether the matrices of a large model in bf16 may be packed, without loss (`backends/packed.py`);
                     for kernels that take them so, and not for a model that is given away
     sketched        whether a sketch of the head may be drawn while the model works, for kernels that read one
@@ -157,9 +153,9 @@ def open_checkpoint(
     weights, format = tree(tensors), formats.pop() if len(formats) == 1 else body
     moves = moves and bool(maps) and (packed or worth_moving(maps))
     sketched = sketched and worth_sketching(weights, packed and moves)
-    moving = Mover(weights, maps, moves=moves, packed=packed, sketches=sketched) if moves or sketched else None
+    settling = Settling(weights, maps, moves=moves, packed=packed, sketches=sketched) if moves or sketched else None
     packing = packed and moves and any(is_to_pack(array, maps) for array in tensors.values())
-    return Checkpoint(source.folder, source.config, weights, source.files, format, maps, moving, packing)
+    return Checkpoint(source.folder, source.config, weights, source.files, format, maps, settling, packing)
 
 
 class Source(NamedTuple):

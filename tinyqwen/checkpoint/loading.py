@@ -5,7 +5,7 @@ system reads the pages that are used. All others are read with ordinary reads, p
 quantised straight into their place in the result: besides the result, memory holds a piece (some MB) per thread.
 
 A copy in pages of 2 MB (`large_pages.py`) is read faster than a mapped file, whose pages have 4 KB: a token of the 0.5B
-takes 15.2 ms instead of 17.2 in int8, 36.9 instead of 38.7 in bf16. `moving.py` makes it while the model works.
+takes 15.2 ms instead of 17.2 in int8, 36.9 instead of 38.7 in bf16. `settling.py` makes it while the model works.
 
 Where the processor multiplies bfloat16, that copy of a large model has 12 bits a weight (`backends/packed.py`), without
 loss: 0.8 ns a weight and core, so 0.4 s for the 0.5B, and a quarter less to read for every token.

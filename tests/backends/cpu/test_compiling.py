@@ -1,5 +1,6 @@
 """Machine code kept on disk: a second process compiles nothing, and trouble with the disk costs a warning only."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba.core import types
+from numba.core.dispatcher import Dispatcher
 
 from backends.cpu import compiling
 from backends.cpu.compiling import announced, inner, kernel, lasting
@@ -16,6 +18,22 @@ from backends.cpu.team import shared
 from tests.test_imports import imports
 
 ROOT = Path(__file__).parents[3]
+
+
+def returned_uncounted() -> list[str]:
+    """The compiled functions of this process that return an array and count no references."""
+    compiled = [each for each in gc.get_objects() if issubclass(type(each), Dispatcher)]  # proxies may be dead
+    return [
+        each.py_func.__qualname__
+        for each in compiled
+        if each.targetoptions.get("_nrt") is False
+        and any(holds_array(version.signature.return_type) for version in each.overloads.values())
+    ]
+
+
+def holds_array(kind: types.Type) -> bool:
+    return isinstance(kind, types.Array) or any(map(holds_array, getattr(kind, "types", ())))
+
 
 # What `prepare` compiles for a model, and what that model then still lacks: prompts, decoding, two sequences, sampling.
 RUN = """
@@ -27,6 +45,7 @@ from collections import Counter
 from backends.cpu.compiling import KernelCache, announced
 from backends.cpu.sketching import drawn
 from backends.quantised import BITS, quantise
+from tests.backends.cpu.test_compiling import returned_uncounted
 from tests.helpers import dense_config
 from tinyqwen.config import FULL, SLIDING, DualChunk
 from tinyqwen.formats import DTYPES, format_of
@@ -76,7 +95,8 @@ with announced(later.append):
     x_1D, sketch = np.ones((1, config.hidden_size), np.float32), drawn(head_VD)
     sample_shortlisted(backend, x_1D, head_VD, sketch, nobody, sampling=sampling, uniform=0.5, vocabulary=len(head_VD))
 assert max(asked.values()) == 1, "a kernel was loaded, and not found by the next call"
-print(json.dumps({"at_first": at_first, "later": later, "seconds": prepared, "logit": float(logits_NV[0, 0])}))
+said = {"at_first": at_first, "later": later, "seconds": prepared, "logit": float(logits_NV[0, 0])}
+print(json.dumps(said | {"returned": returned_uncounted()}))
 """
 
 
@@ -148,6 +168,19 @@ def test_a_tuple_and_arguments_gathered_by_a_star_have_a_file_each():
     one, other = types.Tuple((types.int64, types.float32)), types.StarArgTuple((types.int64, types.float32))
     assert repr(one) == repr(other) and one != other
     assert cache.path((one,)) != cache.path((other,))
+
+
+def test_what_counts_no_references_returns_no_array(filled):
+    """Its caller would take the array for its own, and free it while others use it."""
+    assert filled[1][0]["returned"] == []
+
+
+def test_one_that_returns_an_array_is_noticed():
+    @inner
+    def same(x_N):
+        return 1, x_N
+
+    assert same(np.zeros(3))[0] == 1 and [name for name in returned_uncounted() if name.endswith("same")]
 
 
 def test_a_second_process_compiles_nothing_and_computes_the_same(filled):

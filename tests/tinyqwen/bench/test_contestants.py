@@ -7,7 +7,7 @@ import backends
 from tinyqwen.bench.contestants import ours
 from tinyqwen.bench.contestants.task import Task, some_ids
 from tinyqwen.bench.models import random_model, stored_tensors
-from tinyqwen.checkpoint import moving
+from tinyqwen.checkpoint import settling
 from tinyqwen.config import Config
 from tinyqwen.model import forward
 from tinyqwen.runtime import load, takes_sketch
@@ -66,7 +66,7 @@ def test_ours_decodes_what_generate_would_and_forgets_what_it_decoded(folder):
 def test_with_a_sketch_ours_says_the_same_and_reads_less(folder, monkeypatch):
     if not takes_sketch(backends.get("cpu")):
         pytest.skip("sketches are for processors with VNNI")
-    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setattr(settling, "SMALL", 0)
     one, other = (ours.load(task(folder, "int8", sketch=sketch)) for sketch in ("yes", "no"))
     head, sketch = one.weights.lm_head.weight, one.runtime.checkpoint.sketch
     assert other.runtime.checkpoint.sketch is None and sketch.nbytes < head.nbytes

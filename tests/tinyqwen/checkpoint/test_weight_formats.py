@@ -16,7 +16,7 @@ from backends.quantised import BITS, Quantised, quantise
 from tests.checkpoints import stories_tensors
 from tests.helpers import CONFIGS, greedy, logits_of, tokens
 from tinyqwen.blocks.embedding import take_rows
-from tinyqwen.checkpoint import moving, open_checkpoint, save_checkpoint
+from tinyqwen.checkpoint import open_checkpoint, save_checkpoint, settling
 from tinyqwen.checkpoint.inventory import fused_experts
 from tinyqwen.checkpoint.loading import QUANTISED_PIECE
 from tinyqwen.config import Config
@@ -117,7 +117,7 @@ def test_a_copy_holds_the_same_numbers_and_maps_nothing(make_folder, tmp_path, m
 ])  # fmt: skip
 def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch, stored, mapped, meanwhile):
     """At once or while it works. Matrices without whole blocks, and one with numbers of all magnitudes, stay."""
-    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setattr(settling, "SMALL", 0)
     config = replace(CONFIGS["tied"], hidden_size=128, num_attention_heads=4, head_dim=32, intermediate_size=200)
     tensors, random = random_weights(config), np.random.default_rng(0)
     wild = "model.layers.1.self_attn.v_proj.weight"
@@ -142,8 +142,8 @@ def test_a_large_model_in_bf16_is_packed_and_says_the_same(tmp_path, monkeypatch
 @pytest.mark.parametrize(("available", "packs"), [(10**12, True), (12 * 10**9, False), (None, False)])
 def test_a_model_is_packed_only_where_there_is_room(monkeypatch, available, packs):
     """Else it stays mapped, and runs as slowly as the disk is, but runs."""
-    monkeypatch.setattr(moving, "available_bytes", lambda: available)
-    assert moving.worth_packing({f"layer {n}": ("bf16", (10**4, 10**4)) for n in range(75)}) == packs
+    monkeypatch.setattr(settling, "available_bytes", lambda: available)
+    assert settling.worth_packing({f"layer {n}": ("bf16", (10**4, 10**4)) for n in range(75)}) == packs
 
 
 def test_auto_is_as_stored_and_float16_is_not_cut(tmp_path, configs, write_file):

@@ -1,4 +1,4 @@
-"""Weights move from their mapped file into large pages, while the model works already.
+"""A checkpoint settles: weights move from their mapped file into large pages, while the model works already.
 
 A copy in pages of 2 MB decodes faster than the mapped file (`large_pages.py`), and one of bfloat16 in 12 bits faster
 still (`packed.py`), but making it takes a second or so that nobody should wait for. So a model starts on the mapped
@@ -68,7 +68,7 @@ def worth_sketching(weights: Node, packed: bool) -> bool:
     return total > SMALL and 25 * (read - size) > total and 2 * size <= (available_bytes() or 0)
 
 
-class Mover(threading.Thread):
+class Settling(threading.Thread):
     """The thread for what can wait: it moves every mapped array of the tree, and draws a sketch of the head. It ends
     early if a file changes or memory is short.
 
@@ -79,7 +79,7 @@ class Mover(threading.Thread):
     """
 
     def __init__(self, weights: Node, maps: tuple[MappedFile, ...], *, moves: bool, packed: bool, sketches: bool):
-        super().__init__(daemon=True, name="moving weights")
+        super().__init__(daemon=True, name="settling")
         self.weights, self.maps, self.moves, self.packed, self.sketches = weights, maps, moves, packed, sketches
         self.sketch: Sketch | None = None
 

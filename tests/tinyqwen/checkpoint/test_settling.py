@@ -10,7 +10,7 @@ from backends import get
 from backends.packed import Packed
 from backends.quantised import Quantised
 from backends.sketch import sketch_of
-from tinyqwen.checkpoint import moving, open_checkpoint, save_checkpoint
+from tinyqwen.checkpoint import open_checkpoint, save_checkpoint, settling
 from tinyqwen.config import Config
 from tinyqwen.kv_cache import KVCache
 from tinyqwen.model import forward
@@ -19,9 +19,9 @@ from tinyqwen.weights import random_weights
 
 
 @pytest.fixture
-def open_moving(make_folder, monkeypatch, tmp_path):
+def open_settling(make_folder, monkeypatch, tmp_path):
     """Open a folder of 50 kB as if it were large, in a format; the quantised weights are kept ones."""
-    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setattr(settling, "SMALL", 0)
     monkeypatch.setenv("TINYQWEN_CACHE", str(tmp_path / "cache"))
 
     def open_it(format, mapped=None, name="untied"):
@@ -33,14 +33,14 @@ def open_moving(make_folder, monkeypatch, tmp_path):
 
 
 def arrays_of(checkpoint):
-    for _, _, array in moving.places(checkpoint.weights):
+    for _, _, array in settling.places(checkpoint.weights):
         yield from (array.values, array.scales) if isinstance(array, Quantised) else (array,)
 
 
 @pytest.mark.parametrize("name", ["tied", "untied", "experts"])
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
-def test_the_same_numbers_elsewhere(open_moving, format, name):
-    checkpoint, mapped = open_moving(format, name=name), open_moving(format, mapped=True, name=name)
+def test_the_same_numbers_elsewhere(open_settling, format, name):
+    checkpoint, mapped = open_settling(format, name=name), open_settling(format, mapped=True, name=name)
     checkpoint.settle()
     for ours, theirs in zip(arrays_of(checkpoint), arrays_of(mapped), strict=True):
         np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8), strict=True)
@@ -58,10 +58,10 @@ WIDE = Config(
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_model_works_meanwhile(monkeypatch, tmp_path, packed):
     """The thread is held up after each array; the logits are the same before, between and after."""
-    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setattr(settling, "SMALL", 0)
     save_checkpoint(tmp_path, WIDE, random_weights(WIDE), dtype="bfloat16")
     steps, go = threading.Semaphore(0), threading.Semaphore(0)
-    real = moving.places
+    real = settling.places
 
     def slow_places(node):
         for place in real(node):
@@ -69,7 +69,7 @@ def test_the_model_works_meanwhile(monkeypatch, tmp_path, packed):
             steps.release()
             go.acquire()
 
-    monkeypatch.setattr(moving, "places", slow_places)
+    monkeypatch.setattr(settling, "places", slow_places)
     checkpoint, backend = open_checkpoint(tmp_path, dtype="bf16", mapped=None, packed=packed), get("cpu")
     answered = KVCache(backend, WIDE)
 
@@ -81,8 +81,8 @@ def test_the_model_works_meanwhile(monkeypatch, tmp_path, packed):
         answered.length = 0
 
     expected, count = [*logits()], 0
-    checkpoint.move()
-    while checkpoint.moving.is_alive():
+    checkpoint.settle(wait=False)
+    while checkpoint.settling.is_alive():
         if steps.acquire(timeout=0.1):
             np.testing.assert_array_equal([*logits()], expected)
             count += 1
@@ -93,29 +93,29 @@ def test_the_model_works_meanwhile(monkeypatch, tmp_path, packed):
 
 
 @pytest.mark.parametrize(("available", "moves"), [(10**9, True), (1000, False), (None, False)])
-def test_only_where_there_is_room(open_moving, monkeypatch, available, moves):
-    monkeypatch.setattr(moving, "available_bytes", lambda: available)
-    assert (open_moving("bf16").moving is not None) == moves
+def test_only_where_there_is_room(open_settling, monkeypatch, available, moves):
+    monkeypatch.setattr(settling, "available_bytes", lambda: available)
+    assert (open_settling("bf16").settling is not None) == moves
 
 
-def test_what_is_small_or_asked_for_stays(open_moving, monkeypatch):
-    assert open_moving("bf16", mapped=True).moving is None
-    copied = open_moving("bf16", mapped=False)
-    assert copied.moving is None and not copied.maps
-    monkeypatch.setattr(moving, "SMALL", 1 << 26)
-    assert open_moving("bf16").moving is None
+def test_what_is_small_or_asked_for_stays(open_settling, monkeypatch):
+    assert open_settling("bf16", mapped=True).settling is None
+    copied = open_settling("bf16", mapped=False)
+    assert copied.settling is None and not copied.maps
+    monkeypatch.setattr(settling, "SMALL", 1 << 26)
+    assert open_settling("bf16").settling is None
 
 
-def test_a_file_that_changes_meanwhile_stays_mapped(open_moving, monkeypatch):
+def test_a_file_that_changes_meanwhile_stays_mapped(open_settling, monkeypatch):
     """Its copy could be of two versions. The next step says what happened."""
     from tinyqwen.errors import ModelFilesError
 
-    checkpoint = open_moving("bf16", mapped=True)
+    checkpoint = open_settling("bf16", mapped=True)
     with open(checkpoint.files[0], "r+b") as file:
         file.seek(-2, 2)
         file.write(b"ab")
-    moving.move(checkpoint.weights, checkpoint.maps, packed=False)
-    assert moving.sketch_of_head(checkpoint.weights, checkpoint.maps) is None
+    settling.move(checkpoint.weights, checkpoint.maps, packed=False)
+    assert settling.sketch_of_head(checkpoint.weights, checkpoint.maps) is None
     assert all(any(file.holds(array) for file in checkpoint.maps) or array.ndim == 1 for array in arrays_of(checkpoint))
     with pytest.raises(ModelFilesError, match="changed while in use"):
         checkpoint.check_unchanged()
@@ -127,7 +127,7 @@ def test_a_file_that_changes_meanwhile_stays_mapped(open_moving, monkeypatch):
 @pytest.fixture
 def open_sketched(monkeypatch, tmp_path):
     """Open a model whose head is most of it, as if it were large."""
-    monkeypatch.setattr(moving, "SMALL", 0)
+    monkeypatch.setattr(settling, "SMALL", 0)
     monkeypatch.setenv("TINYQWEN_CACHE", str(tmp_path / "cache"))
 
     def open_it(dtype="bf16", sketched=True, changes=(), **settings):
@@ -165,13 +165,13 @@ def test_no_sketch_where_it_would_save_little(open_sketched, case, changes):
 
 @pytest.mark.parametrize("available", [1000, None])
 def test_no_sketch_where_there_is_no_room(open_sketched, monkeypatch, available):
-    monkeypatch.setattr(moving, "available_bytes", lambda: available)
-    assert open_sketched().moving is None
+    monkeypatch.setattr(settling, "available_bytes", lambda: available)
+    assert open_sketched().settling is None
 
 
 def test_no_sketch_of_a_small_model(open_sketched, monkeypatch):
-    monkeypatch.setattr(moving, "SMALL", 1 << 26)
-    assert open_sketched().moving is None
+    monkeypatch.setattr(settling, "SMALL", 1 << 26)
+    assert open_sketched().settling is None
 
 
 def test_a_head_with_what_is_no_number_has_no_sketch(open_sketched):
