@@ -39,6 +39,7 @@ import ml_dtypes
 import numpy as np
 
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_together import attend_together
 from backends.cpu.attention_token import HEADS, attend_token
 from backends.cpu.rows import plain
 from backends.cpu.team import shared
@@ -60,6 +61,9 @@ def attention_for(features: frozenset[str]) -> Callable:
     def attention(backend, q_THK, keys, values, *, spans, window=None):
         q_THK = plain(q_THK)
         out_THK = np.empty(q_THK.shape, np.float32)
+        a_token_of_each = bf16 and window is None and 1 < len(spans) == len(q_THK)
+        if a_token_of_each and attend_together(q_THK, keys, values, CHUNK, out_THK):
+            return out_THK
         for (start, stop, _), k_GSK, v_GSK in zip(spans, keys, values, strict=True):
             past, stored = k_GSK.shape[1] - (stop - start), as_stored(k_GSK, v_GSK, bf16)
             attend(q_THK[start:stop], *stored, past, window, out_THK[start:stop], NO_LSE)

@@ -60,13 +60,30 @@ def attend_token(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, pa
     sixteens       a tuple with an item for each 16 of the int32 that a key is
     m_GCn ...      as in attention_block.py
     """
-    K, (S, _, J) = q_1HK.shape[2], k_SGj.shape
-    R, (first_key, chunk_keys) = len(rows), cut
-    chunks = (S - first_key + chunk_keys - 1) // chunk_keys
+    some_memory = memory(q_1HK, k_SGj, cut[1], rows)
+    token_tasks(begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, part_GCnK, out_1HK, lse_1H, some_memory)
+
+
+@inner
+@allocating
+def memory(q_1HK, k_SGj, chunk_keys, rows):
+    """What a thread needs for any number of tasks: a query twice, scores, weights, the last keys and values, a part."""
+    R, K, J = len(rows), q_1HK.shape[2], k_SGj.shape[2]
     q_rj, q_jr = np.empty((R, J), np.int32), np.zeros((J, HEADS), np.int32)
     score_sr, weight_pr = np.empty((chunk_keys, HEADS), np.float32), np.empty((chunk_keys // 2, HEADS), np.int32)
     k_tail, v_tail = np.empty((KEYS, 1, J), np.int32)[:, 0], np.empty((KEYS, 1, J), np.int32)[:, 0]  # as k_SGj[:, g]
     own_m_Cn, own_part_CnK = np.empty((1, R), np.float32), np.empty((1, R, K + LANES), np.float32)
+    return q_rj, q_jr, score_sr, weight_pr, k_tail, v_tail, own_m_Cn, own_part_CnK
+
+
+@inner
+def token_tasks(
+    begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, part_GCnK, out_1HK, lse_1H, some_memory
+):  # fmt: skip
+    q_rj, q_jr, score_sr, weight_pr, k_tail, v_tail, own_m_Cn, own_part_CnK = some_memory
+    K, (S, _, J) = q_1HK.shape[2], k_SGj.shape
+    R, (first_key, chunk_keys) = len(rows), cut
+    chunks = (S - first_key + chunk_keys - 1) // chunk_keys
 
     for task in range(begin, end):
         g, s0 = task // chunks, first_key + task % chunks * chunk_keys

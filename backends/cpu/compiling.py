@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -65,7 +66,8 @@ def within(function):
 
 def body_of(name, allocates: bool = False):
     """A decorator: numba's `overload`, for a function without a body that has one for each kind of arguments."""
-    return overload(name, jit_options=OPTIONS | (COUNTED if allocates else UNCOUNTED))
+    jit_options: Any = OPTIONS | (COUNTED if allocates else UNCOUNTED)
+    return overload(name, jit_options=jit_options)
 
 
 def allocating(function):

@@ -191,7 +191,7 @@ def layers_of_one_token(
 
 @inner
 def gated_units(first, last, gate, up, token, no_bias, outs):
-    """Units first to last - 1 of both matrices, and SwiGLU of what they give: what other threads computed stays there."""
+    """Units first to last - 1 of both matrices, and SwiGLU of what they give, while it is still near."""
     gate_F, up_F, hidden_F = outs
     multiply(first, last, gate, token, no_bias, gate_F)
     multiply(first, last, up, token, no_bias, up_F)

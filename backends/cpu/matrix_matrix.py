@@ -14,8 +14,8 @@ instruction that multiplies it. Tokens are laid out for it (packed) once a call:
     v2  tiles                 a tile of sums in registers                              100   of 118 that the core can
     v3  bf16 pairs            two columns at once, by AVX512-BF16, which adds in       161   of 236
                               float32; tokens are rounded to bfloat16 for it           425   512 tokens, two cores
-    v4  sent for              y's lines as a tile begins, and the next 16 rows    701 -> 843, a prompt of the 0.5B in its
-                              of w while this tile is computed                    own place, 256 tokens, two newer cores
+    v4  sent for              y's lines as a tile begins, and the next 16 rows      701 -> 843, two newer cores, as a
+                              of w while this tile is computed                      part of a prompt's 256 tokens
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ import numpy as np
 from backends.cpu.compiling import OPTIONS, UNCOUNTED, kept, kernel
 from backends.cpu.shared_memory import as_task, breathe, change, clock, count, give_way, nap, read, run_task, write
 
-# Words of the team's memory. Whoever sees a new ticket has the job with it, in the same cache line (8 words). Lines that
+# Words of the team's memory. Whoever sees a new ticket has the job with it, in one cache line (8 words). Lines that
 # several write are what meeting costs, above all where cores have no common cache.
 TICKET, TASK, ARGUMENTS, ROWS, CHUNKS, THREADS = range(6)
 DONE, BUSY, ALONE = 8, 16, 24

@@ -125,6 +125,20 @@ def test_sequences_of_all_kinds_in_one_step(cpu):
         np.testing.assert_array_equal(out_THK[span.start : span.stop], run(cpu, *part))
 
 
+@pytest.mark.parametrize("format", KV_FORMATS)
+@given(
+    st.integers(0, 999), st.lists(st.sampled_from([1, 2, 17, 511, 512, 513, 1100]), min_size=2, max_size=5),
+    st.integers(1, 2), st.sampled_from([1, 7, 8, 9]), st.sampled_from([32, 48, 64]),
+)  # fmt: skip
+def test_a_token_of_each_sequence_as_if_it_were_alone(cpu, format, seed, lengths, G, R, K):
+    """To the last bit, whoever is in the same step; and other threads see the same."""
+    parts = [draw(seed + n, 1, S, G, R, K, format) for n, S in enumerate(lengths)]
+    q_THK, keys, values = np.concatenate([q for q, _, _ in parts]), [k for _, k, _ in parts], [v for _, _, v in parts]
+    spans = tuple(Span(n, n + 1, None) for n in range(len(parts)))
+    together_THK = attention(cpu, q_THK, keys, values, spans=spans)
+    np.testing.assert_array_equal(together_THK, np.concatenate([run(cpu, *part) for part in parts]))
+
+
 @pytest.mark.parametrize("T", [1, 40])
 def test_nan_comes_out_as_nan_and_only_where_it_is_seen(cpu, T):
     for which in range(3):
