@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from backends.cpu.compiling import inner
 from backends.cpu.simd.lanes import PRODUCTS
 from backends.cpu.simd.memory import KINDS, pointer, prefetch_to_write
-from backends.cpu.simd.vectors import F32, I64, LANES, VF32, VI32, broadcast, call, f32x16
+from backends.cpu.simd.vectors import F32, I64, LANES, VF32, VI32, VI64, broadcast, call, f32x16
 
 
 @intrinsic(prefer_literal=True)
@@ -82,6 +82,32 @@ def outer(name: str):
 
 
 outer_f32, outer_bf16, outer_i16, outer_u8_i8 = (outer(name) for name in PRODUCTS)
+
+
+@intrinsic
+def outer_bf16_twice(typing, tile, vector, array, index):
+    """As `outer_bf16` for array[index] and its right neighbour: the even lanes take the one, the odd lanes the other.
+
+    Both come as one number of 64 bits, so a vector of 8 values, each for two columns, fills all 16 lanes.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        tile, vector, array, index = arguments
+        _, _, array_type, index_type = signature.args
+        totals, product = cgutils.unpack_tuple(builder, tile), PRODUCTS["bf16"][0]
+        row, col = (
+            context.cast(builder, number, kind, types.intp)
+            for number, kind in zip(cgutils.unpack_tuple(builder, index), index_type.types)
+        )
+        kind, rows = types.UniTuple(types.intp, 2), []
+        for r, total in enumerate(totals):
+            at = cgutils.pack_array(builder, [builder.add(row, I64(r)), col])
+            both = builder.load(pointer(context, builder, array_type, array, kind, at, I64))
+            both.align = 4
+            rows.append(product(builder, total, vector, builder.bitcast(broadcast(builder, both, VI64), VI32)))
+        return cgutils.pack_array(builder, rows)
+
+    return tile(tile, vector, array, index), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -13,8 +13,6 @@ Two types:
     f32x16   16 float32
     i32x16   16 lanes of 32 bits, whatever they mean: a whole number, two bfloat16 or int16, four bytes
 
-and the same with 8 lanes, f32x8 and i32x8, for the few loops in which half the lanes would have nothing to do.
-
 `vectors.py` has the types, `memory.py` loads and stores, `arithmetic.py` what is done lane by lane, `lanes.py` what
 moves between lanes, and the processor's products of short numbers.
 
@@ -43,7 +41,6 @@ from backends.cpu.simd.arithmetic import (
     to_f32,
     to_i32,
     zeros,
-    zeros_8,
 )
 from backends.cpu.simd.lanes import (
     dot_bf16,
@@ -60,7 +57,6 @@ from backends.cpu.simd.lanes import (
 from backends.cpu.simd.memory import (
     before_line,
     load,
-    load_8,
     load_bytes,
     load_one,
     load_part,
@@ -77,7 +73,7 @@ __all__ = [
     "LANES", "any_bits", "assume", "before_line", "bf16_pairs", "bits_as_f32", "bits_as_i32", "constant",
     "constant_i32", "dot_bf16", "dot_i16", "dot_u8_i8", "fill", "fill_i32", "fma", "interleave_high",
     "interleave_high_bytes", "interleave_low", "interleave_low_bytes", "larger", "largest_magnitude", "largest_of",
-    "load", "load_8", "load_bytes", "load_one", "load_part", "look_up", "lower_bytes", "nearest", "ones", "prefetch",
+    "load", "load_bytes", "load_one", "load_part", "look_up", "lower_bytes", "nearest", "ones", "prefetch",
     "prefetch_to_write", "root", "shuffle", "smaller", "store", "store_bf16", "store_i8", "store_part", "sum_of",
-    "to_f32", "to_i32", "zeros", "zeros_8",
+    "to_f32", "to_i32", "zeros",
 ]  # fmt: skip

@@ -21,7 +21,6 @@ from backends.cpu.simd.vectors import (
     call,
     constant,
     elementwise,
-    f32x8,
     f32x16,
     i32x16,
     splat,
@@ -33,12 +32,6 @@ def constant_i32(value):
 
 
 zeros, ones, minus_infinity = constant(0.0), constant(1.0), constant(float("-inf"))
-
-
-@intrinsic
-def zeros_8(typing):
-    """Zeros as f32x8."""
-    return f32x8(), lambda context, builder, signature, arguments: ir.Constant(f32x8.llvm, None)
 
 
 @intrinsic

@@ -17,9 +17,7 @@ from backends.cpu.simd.vectors import (
     VI32,
     broadcast,
     call,
-    f32x8,
     f32x16,
-    i32x8,
     i32x16,
     round_to_bf16,
     splat,
@@ -81,20 +79,6 @@ def load(typing, array, index):
         loaded = builder.load(pointer(context, builder, array_type, arguments[0], index_type, arguments[1], lanes))
         loaded.align = array.dtype.bitwidth // 8
         return widen(builder, loaded)
-
-    return of(array, index), codegen
-
-
-@intrinsic
-def load_8(typing, array, index):
-    """8 numbers from array[index] on: float32 as f32x8, 32 bits of anything as i32x8."""
-    of = {types.float32: f32x8, types.int32: i32x8}[array.dtype]
-
-    def codegen(context, builder, signature, arguments):
-        array_type, index_type = signature.args
-        loaded = builder.load(pointer(context, builder, array_type, arguments[0], index_type, arguments[1], of.llvm))
-        loaded.align = 4
-        return loaded
 
     return of(array, index), codegen
 

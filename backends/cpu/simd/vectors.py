@@ -8,7 +8,7 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 16
 F32, I64, I32, I16, I8 = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-VF32, VI32 = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+VF32, VI32, VI64 = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(I64, LANES // 2)
 
 
 class Vector(types.Type):
@@ -23,8 +23,7 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
-f32x16, f32x8 = Vector("f32x16", VF32), Vector("f32x8", ir.VectorType(F32, 8))
-i32x16, i32x8 = Vector("i32x16", VI32), Vector("i32x8", ir.VectorType(I32, 8))
+f32x16, i32x16 = Vector("f32x16", VF32), Vector("i32x16", VI32)
 
 
 class BFloat(ir.types.Type):

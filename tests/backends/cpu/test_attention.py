@@ -128,10 +128,10 @@ def test_sequences_of_all_kinds_in_one_step(cpu):
 @pytest.mark.parametrize("format", KV_FORMATS)
 @given(
     st.integers(0, 999), st.lists(st.sampled_from([1, 2, 17, 511, 512, 513, 1100]), min_size=2, max_size=5),
-    st.integers(1, 2), st.sampled_from([1, 7, 8, 9]), st.sampled_from([32, 48, 64]),
+    st.integers(1, 2), st.sampled_from([7, 9]), st.sampled_from([48, 64]),  # of each a case for the kernel and one not
 )  # fmt: skip
 def test_a_token_of_each_sequence_as_if_it_were_alone(cpu, format, seed, lengths, G, R, K):
-    """To the last bit, whoever is in the same step; and other threads see the same."""
+    """To the last bit, whoever is in the same step."""
     parts = [draw(seed + n, 1, S, G, R, K, format) for n, S in enumerate(lengths)]
     q_THK, keys, values = np.concatenate([q for q, _, _ in parts]), [k for _, k, _ in parts], [v for _, _, v in parts]
     spans = tuple(Span(n, n + 1, None) for n in range(len(parts)))
