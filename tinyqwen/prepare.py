@@ -107,7 +107,8 @@ def run(backend: Backend, tiny: Tiny, *, backwards: bool = False) -> None:
     """What asks for every kernel: first those of a prompt and then those of decoding, or the other way round.
 
     Large chunks, a few tokens, with enough keys that attention shares them out, too, also where it meets them in parts;
-    one of a sequence and two of another; one of each; one. The logits of all tokens, because several sequences want several rows.
+    one of a sequence and two of another; one of each; one. The logits of all tokens, because several sequences want
+    several rows.
     """
     weights, (cache, other) = tiny.weights(), (KVCache(backend, tiny.config, tiny.kv_format) for _ in range(2))
     chunk, one = [([0] * CHUNK, cache)], [([0], cache)]
