@@ -8,7 +8,7 @@ when reading a prompt.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tinyqwen.bench.limits import Work
@@ -64,12 +64,11 @@ def figures(results: Results, works: dict[tuple[str, Question], Work], kv_bytes:
         if best := fastest(results, ("llama.cpp", "openvino"), shallow, dtype):
             ratio = Spread.of(within_rounds(alone, rounds[best, shallow]))
             found.append(Figure(f"decode over {best}", dtype, ratio, OVER_PEERS.get(dtype, 1.0)))
-        reads = [limits["read"] for limits in results.limits]
-        if reads and dtype in OF_BANDWIDTH:
+        if dtype in OF_BANDWIDTH and (reads := results.reads.get((ours, shallow))):
             moved = [speed * results.token_bytes[ours] for speed in alone]
             share = Spread.of(within_rounds(moved, reads))
             found.append(Figure("decode, weight bytes/s of the read bandwidth", dtype, share, OF_BANDWIDTH[dtype]))
-        found += deep(results, works, dtype, shallow, plain, reads)
+        found += deep(results, works, dtype, shallow, plain)
         for question in questions:
             if question.sequences > 1 and (speeds := rounds.get((ours, question))):
                 ratio = Spread.of(within_rounds(speeds, alone))
@@ -81,15 +80,13 @@ def figures(results: Results, works: dict[tuple[str, Question], Work], kv_bytes:
     return found + prefill(results, questions)
 
 
-def deep(
-    results: Results, works: dict, dtype: str, shallow: Question, plain: Iterable[Question], reads: Sequence
-) -> list[Figure]:
+def deep(results: Results, works: dict, dtype: str, shallow: Question, plain: Iterable[Question]) -> list[Figure]:
     """How much slower a token is deep in a text than its extra keys and values explain."""
     ours, found = Entry(OURS, dtype), []
     for question in plain:
-        if question.depth < DEEP or not (speeds := results.rounds.get((ours, question))) or not reads:
+        if question.depth < DEEP or not (speeds := results.rounds.get((ours, question))):
             continue
-        extra = works[dtype, question].kv - works[dtype, shallow].kv
+        extra, reads = works[dtype, question].kv - works[dtype, shallow].kv, results.reads[ours, question]
         expected = [1 / alone + extra / read for alone, read in zip(results.rounds[ours, shallow], reads)]
         slower = Spread.of([1 / speed / seconds for speed, seconds in zip(speeds, expected)])
         found.append(Figure(f"{question}: time over what the cache's bytes explain", dtype, slower, SLOWER, most=True))

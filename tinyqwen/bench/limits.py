@@ -43,7 +43,14 @@ def measure(threads: int) -> Limits:
     for dtype, feature in (("bf16", "bf16"), ("int8", "vnni")):
         peaks[dtype] = max(probe.product_peak(threads, dtype, rounds=3)) if feature in detected() else peaks["f32"]
     peaks["int4"] = peaks["int8"]  # unpacked to bytes on the way
-    return Limits(max(probe.read_bandwidth(threads, rounds=3)), peaks)
+    return Limits(read_bandwidth(threads), peaks)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second: the best of three."""
+    from backends.cpu import probe
+
+    return max(probe.read_bandwidth(threads, rounds=3))
 
 
 class Work(NamedTuple):

@@ -69,7 +69,8 @@ def model_facts(model: Sized) -> dict[str, Any]:
         spread, top = Spread.of(rounds), ceiling(results, model.works, entry, question)
         measured.append({
             "who": entry.name, "dtype": entry.dtype, **question._asdict(), "tokens_per_s": spread._asdict(),
-            "rounds": rounds, "ceiling_tokens_per_s": top, "of_ceiling": spread.median / top if top else None,
+            "rounds": rounds, "reads": results.reads.get((entry, question)),
+            "ceiling_tokens_per_s": top, "of_ceiling": spread.median / top if top else None,
         })  # fmt: skip
     return {
         "limits": limits_of(results)._asdict() if results.limits else None,

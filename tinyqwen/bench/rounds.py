@@ -7,6 +7,7 @@ first round warms up and is thrown away.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -48,6 +49,8 @@ class Results:
     peak_bytes     of each entry, after loading, a prompt and some tokens
     rounds         tokens per second of each entry and question, a number each round
     others         shares of the processors that other programs took while each of these numbers was measured
+    reads          bytes per second that the machine read right before and after each entry decoded, the mean: a machine
+                   that is shared, or moves its cores, may read twice as fast in one minute as in the next
     limits         of the machine, once each round; as of `tinyqwen.bench.limits.Limits`
     lost           who could not take part or go on, and why
     """
@@ -57,12 +60,13 @@ class Results:
     token_bytes: dict[Entry, int] = field(default_factory=dict)
     peak_bytes: dict[Entry, int] = field(default_factory=dict)
     rounds: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
+    reads: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
     limits: list[dict] = field(default_factory=list)
     lost: dict[Entry, str] = field(default_factory=dict)
 
     def add(self, other: Results) -> None:
-        for name in ("about", "weight_bytes", "token_bytes", "peak_bytes", "rounds", "lost"):
+        for name in ("about", "weight_bytes", "token_bytes", "peak_bytes", "rounds", "reads", "lost"):
             getattr(self, name).update(getattr(other, name))
         self.limits += other.limits
         self.others += other.others
@@ -109,6 +113,8 @@ def run(
             for question in questions:
                 for entry in moved_on(list(processes), number):
                     report(f"{what}: {question}, {entry}")
+                    decodes = number and question.kind == "decode"
+                    reads = [machine.ask("read")] if decodes else []
                     try:
                         process = processes[entry]
                         speed, others = quietest(process, partial(ask_once, process, question), tries)
@@ -116,6 +122,9 @@ def run(
                         results.lost[entry] = f"{question}: {error}"
                         del processes[entry]
                         continue
+                    if decodes:
+                        reads.append(machine.ask("read"))
+                        results.reads.setdefault((entry, question), []).append(statistics.fmean(reads))
                     if number:
                         results.rounds.setdefault((entry, question), []).append(speed)
                         results.others.append(others)

@@ -70,6 +70,8 @@ def test_every_round_asks_everybody_and_the_first_is_thrown_away(folder, stubs):
     assert results.rounds[Entry("stub", "f32"), Question("decode", 2, 5, 3)] == [12.0] * 3
     assert results.rounds[Entry("other", "f32"), Question("prefill", 8)] == pytest.approx([100.0] * 3)
     assert len(results.limits) == 3 and not results.lost
+    assert {question.kind for _, question in results.reads} == {"decode"}
+    assert list(results.reads.values()) == [[50e9] * 3] * 2
     asked = [line.split(": ", 1) for line in said if line.startswith(("warm", "round")) and "itself" not in line]
     assert [what for what, _ in asked[:8:4]] == ["warm-up", "round 1 of 3"]
     assert [who.endswith("stub f32") for _, who in asked[::2]] == [True] * 2 + [False] * 2 + [True] * 2 + [False] * 2

@@ -97,7 +97,7 @@ def judged(speeds, dtype="bf16", **more):
                               for (name, question), speed in speeds.items()})  # fmt: skip
     results.weight_bytes = results.token_bytes = {Entry("tinyqwen", dtype): 10**9}
     results.peak_bytes = {Entry("tinyqwen", dtype): 10**9 + 50 * 10**6 + 310 * 10**6}
-    results.limits = [{"read": 50e9, "peaks": {}}] * 3
+    results.reads = {asked: [50e9] * 3 for asked in results.rounds}
     works = {(dtype, DECODE): Work(1, 10**9, 0, 1), (dtype, DEEP): Work(1, 10**9, 10**9, 1)}
     return {figure.what: figure for figure in figures(results, works, {dtype: 50e6})}
 
@@ -112,7 +112,7 @@ def test_decoding_is_compared_with_the_faster_of_two_peers_at_equal_bits():
     assert not [what for what in other_bits if "over llama.cpp" in what]
 
 
-def test_weight_bytes_are_compared_with_the_bandwidth_of_the_same_round():
+def test_weight_bytes_are_compared_with_the_bandwidth_of_the_same_moment():
     figure = judged({("tinyqwen", DECODE): 45})["decode, weight bytes/s of the read bandwidth"]
     assert figure.value.median == pytest.approx(0.9) and figure.met
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyqwen.bench.contestants.task import Task
-from tinyqwen.bench.limits import measure
+from tinyqwen.bench.limits import measure, read_bandwidth
 
 FORMATS = ("",)
 NEEDS = ()
@@ -25,3 +25,7 @@ class Model:
     def limits(self) -> dict:
         """As of `tinyqwen.bench.limits.Limits`."""
         return measure(self.threads)._asdict()
+
+    def read(self) -> float:
+        """Only its bandwidth, now."""
+        return read_bandwidth(self.threads)
