@@ -11,7 +11,6 @@ at its arrays, kernels get memory, the threads meet), and 16 short ones in 24 la
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from backends.cpu.attention_block import finish_parts
@@ -20,8 +19,8 @@ from backends.cpu.compiling import allocating, kernel
 from backends.cpu.simd import LANES
 from backends.cpu.stack import of_layer
 from backends.cpu.team import launcher, with_team
+from backends.packed import BFLOAT16
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PAIRS = 0
 NO_LSE = np.empty((0, 0), np.float32)
 

@@ -197,7 +197,9 @@ class Team:
 
     def start_anew(self, threads: int = 1) -> None:
         """Forget all threads, and be so many, the caller counted."""
-        self.state = np.zeros(64, np.int64)
+        words = np.zeros(64 + 8, np.int64)
+        first = -words.ctypes.data % 64 // 8  # of the first whole cache line
+        self.state = words[first : first + 64]
         self.members = 0
         self.sleeping = 0
         self.bell = threading.Semaphore(0)
