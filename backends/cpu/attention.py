@@ -45,7 +45,7 @@ from backends.cpu.rows import plain
 from backends.cpu.team import shared
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-CHUNK = 512  # keys of a chunk
+CHUNK = 1024  # keys of a chunk
 BLOCK = 256  # rows of a block, about
 FLOATS, PAIRS = 0.0, 0  # what numbers are multiplied as; kernels are compiled for the type
 NO_PARTS = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.float32)

@@ -69,13 +69,17 @@ LONGEST = 1000 * STALL  # wait that is counted: a machine that slept in the midd
 
 @kernel
 def edge(n, chunks, rows):
-    """Where chunk n begins: the first half of them has LONG times the rows of the second.
+    """Where chunk n begins: the first half of them are as long as each other, and have LONG times the rows of the rest.
 
     >>> [edge(n, 4, 100) for n in range(5)]
     [0, 40, 80, 90, 100]
+    >>> [edge(n, 4, 32) for n in range(5)]
+    [0, 13, 26, 29, 32]
     """
     half = chunks // 2
-    return rows * (n * LONG if n < half else half * LONG + n - half) // (half * (LONG + 1))
+    long = (2 * rows * LONG + half * (LONG + 1)) // (2 * half * (LONG + 1))  # to the nearest
+    begun = min(half * long, rows)
+    return min(n * long, rows) if n < half else begun + (rows - begun) * (n - half) // half
 
 
 @kernel

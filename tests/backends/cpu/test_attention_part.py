@@ -44,7 +44,7 @@ def expected(q_THK, k_GSK, v_GSK, **settings):
 
 @every_format
 @given(
-    st.integers(0, 999), st.sampled_from([1, 1, 2, 7, 40]), st.integers(0, 600), st.integers(-50, 900),
+    st.integers(0, 999), st.sampled_from([1, 1, 2, 7, 40]), st.integers(0, 1200), st.integers(-50, 1500),
     st.sampled_from([1, 2, 7, 17]), st.sampled_from([10, 16, 32, 64]), st.none() | st.sampled_from([1, 3, 100, 300]),
 )  # fmt: skip
 def test_equals_the_definition_in_every_format(cpu, format, seed, T, S, past, R, K, window):
