@@ -11,6 +11,11 @@ at its arrays, kernels get memory, the threads meet), and 16 short ones in 24 la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import is_
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
 import numpy as np
 
 from backends.cpu.attention_block import finish_parts
@@ -19,10 +24,10 @@ from backends.cpu.compiling import allocating, kernel
 from backends.cpu.simd import LANES
 from backends.cpu.stack import of_layer
 from backends.cpu.team import launcher, with_team
+from backends.cpu.update_cache import write_row
 from backends.packed import BFLOAT16
 
 PAIRS = 0
-NO_LSE = np.empty((0, 0), np.float32)
 
 
 def attend_together(q_NHK, keys, values, chunk_keys: int, out_NHK) -> bool:
@@ -41,7 +46,7 @@ def attend_together(q_NHK, keys, values, chunk_keys: int, out_NHK) -> bool:
     stride_2N = np.array([each.strides[0] for each in (*keys, *values)]).reshape(2, -1)
     keys_N = np.array([len_of(k_GSK) for k_GSK in keys])
     rows, sixteens = (PAIRS,) * (H // G), (PAIRS,) * (K // 32)
-    together((longest, longest), address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK, NO_LSE)
+    together((longest, longest), address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK)
     return True
 
 
@@ -49,20 +54,92 @@ def len_of(k_GSK) -> int:
     return k_GSK.shape[1]
 
 
+class Whereabouts(NamedTuple):
+    """Where the caches of N sequences lie, as kernels take it.
+
+    halves       keys of one head of the longest as bfloat16, twice: the others are shorter, elsewhere
+    pairs        the same in pairs, slots first, twice
+    address_LN   of each layer's array kv_2GNK
+    stride_N2    bytes from keys to values, and from a head to the next
+    keys_N       how many each will hold with its new one
+    """
+
+    halves: tuple
+    pairs: tuple
+    address_LN: np.ndarray
+    stride_N2: np.ndarray
+    keys_N: np.ndarray
+
+
+def whereabouts(caches: Sequence[Any], first: int, last: int) -> Whereabouts | None:
+    """Of layers first to last - 1; None for caches that are not all in bfloat16, in pairs.
+
+    Looking at an array costs 0.3 us, so the addresses of a cache are kept as long as it has the same arrays.
+    """
+    if any(cache.format != "bf16" for cache in caches):
+        return None
+    for cache in caches:
+        arrays, _ = PLACES.get(cache, ((), None))
+        if len(arrays) != len(cache.layers) or not all(map(is_, arrays, cache.layers)):
+            addresses_L = np.array([kv_2GNK.__array_interface__["data"][0] for kv_2GNK in cache.layers])
+            PLACES[cache] = list(cache.layers), (addresses_L, cache.layers[0].strides[:2])
+    found = [PLACES[cache][1] for cache in caches]
+    head_11SK = max((cache.layers[first] for cache in caches), key=lambda kv_2GNK: kv_2GNK.shape[2])[:1, :1]
+    pairs_S1j = head_11SK[0].view(np.int32).swapaxes(0, 1)
+    return Whereabouts(
+        (head_11SK.view(np.uint16),) * 2,
+        (pairs_S1j,) * 2,
+        np.stack([addresses_L[first:last] for addresses_L, _ in found], axis=1),
+        np.array([strides for _, strides in found]),
+        np.array([cache.length + 1 for cache in caches]),
+    )
+
+
+PLACES: WeakKeyDictionary = WeakKeyDictionary()
+
+
+@kernel
+@allocating
+def addresses(address_N, stride_N2, G):
+    """Of keys and values of each head h = n G + g."""
+    address_h2 = np.empty((address_N.size * G, 2), np.int64)
+    for h in range(len(address_h2)):
+        n, g = h // G, h % G
+        for which in range(2):
+            address_h2[h, which] = address_N[n] + which * stride_N2[n, 0] + g * stride_N2[n, 1]
+    return address_h2
+
+
+@kernel
+def write_together(k_NGK, v_NGK, halves, address_h2, keys_N):
+    """Each token's keys and values as the last of its own cache."""
+    G = k_NGK.shape[1]
+    for h in range(len(address_h2)):
+        n, g = h // G, h % G
+        k_11SK, v_11SK = of_layer(halves, address_h2, h)
+        write_row(k_NGK[:, g : g + 1], n, 0, k_11SK, None, 0, keys_N[n] - 1)
+        write_row(v_NGK[:, g : g + 1], n, 0, v_11SK, None, 0, keys_N[n] - 1)
+
+
 @with_team
 @kernel
 @allocating
-def together(
-    state, threads, longest, address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK, no_lse
-):
-    """A *head* is a KV head of a sequence, h = n G + g; each has as many tasks as chunks of keys."""
-    heads, R, K = keys_N.size * G, len(rows), q_NHK.shape[2]
-    address_h2, chunk_h, most = np.empty((heads, 2), np.int64), np.zeros(heads + 1, np.int64), 1
-    for h in range(heads):
-        n, g = h // G, h % G
+def together(state, threads, longest, address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK):
+    address_h2 = np.empty((keys_N.size * G, 2), np.int64)
+    for h in range(len(address_h2)):
         for which in range(2):
-            address_h2[h, which] = address_2N[which, n] + g * stride_2N[which, n]
-        chunks = (keys_N[n] + chunk_keys - 1) // chunk_keys
+            address_h2[h, which] = address_2N[which, h // G] + h % G * stride_2N[which, h // G]
+    heads_together(state, threads, longest, address_h2, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK)
+
+
+@kernel
+@allocating
+def heads_together(state, threads, longest, address_h2, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK):
+    """A *head* is a KV head of a sequence, h = n G + g; each has as many tasks as chunks of keys."""
+    heads, R, K, no_lse = len(address_h2), len(rows), q_NHK.shape[2], np.empty((0, 0), np.float32)
+    chunk_h, most = np.zeros(heads + 1, np.int64), 1
+    for h in range(heads):
+        chunks = (keys_N[h // G] + chunk_keys - 1) // chunk_keys
         chunk_h[h + 1], most = chunk_h[h] + chunks, max(chunks, most)
     room = heads if most > 1 else 0  # else heads finish themselves
     m_h1Cn, part_h1CnK = np.empty((room, 1, most, R), np.float32), np.empty((room, 1, most, R, K + LANES), np.float32)

@@ -33,9 +33,20 @@ from numba.extending import overload
 
 from backends.cpu.attention import CHUNK, FLOATS, PAIRS
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_together import addresses, heads_together, whereabouts, write_together
 from backends.cpu.attention_token import HEADS, attend_token
 from backends.cpu.compiling import allocating, inner, kernel
-from backends.cpu.one_token import BFLOAT16, NO_BIAS, as_kernels_take, launch, launch_several, multiply, prepared, units
+from backends.cpu.matrix_product import (
+    BFLOAT16,
+    NO_BIAS,
+    as_kernels_take,
+    launch,
+    launch_three,
+    multiply,
+    prepared,
+    rows_of_unit,
+    units,
+)
 from backends.cpu.rms_norm import norm_rows
 from backends.cpu.rope import turn_rows
 from backends.cpu.rows import F32, plain
@@ -69,29 +80,31 @@ def decoder_layers_for(features: frozenset[str]):
         return through(x_TD, [weights], tables, config, step, layer)
 
     def through(x_TD, layers, tables, config, step, first):
-        cache, last = step.spans[0].cache, first + len(layers)
-        if len(x_TD) != 1 or cache is None or len(tables) > 1:
+        caches, last = [span.cache for span in step.spans], first + len(layers)
+        if len(x_TD) != len(caches) or None in caches or len(tables) > 1:
             return NotImplemented
         if any(config.is_sparse(layer) or config.window(layer) for layer in range(first, last)):
             return NotImplemented
+        R, alone = config.num_attention_heads // config.num_key_value_heads, len(caches) == 1
+        kind = multiplied_as(caches[0].layers[first], features)
         no_biases = () if config.qkv_bias else (None,) * 3
         found = [
-            (*norms_in(weights), *matrices_in(weights), *(no_biases or biases_in(weights)), kv_2GNK)
-            for weights, kv_2GNK in zip(layers, cache.layers[first:last], strict=True)
+            (*norms_in(weights), *matrices_in(weights), *(no_biases or biases_in(weights)), kv_2GNK if alone else None)
+            for weights, kv_2GNK in zip(layers, caches[0].layers[first:last], strict=True)
         ]
-        R = config.num_attention_heads // config.num_key_value_heads
-        kept = stacks.setdefault(cache, {})
-        before, stack = kept.get(first, ((), None))
+        kept = stacks.setdefault(caches[0], {})
+        before, stack = kept.get((first, alone), ((), None))
         if not unchanged(before, found):
             stack = stack_of(found, features)
-            kept[first] = found, stack
-        if stack is None or R > LANES:
+            kept[first, alone] = found, stack
+        past = caches[0].length if alone else None if kind is FLOATS or R > HEADS else whereabouts(caches, first, last)
+        if stack is None or past is None or R > LANES:
             return NotImplemented
-        (cos_1Kh, sin_1Kh), out_TD = tables[0], np.array(x_TD, F32, order="C")
-        read_as, kind = stack.layers[0][-2], multiplied_as(cache.layers[first], features)
-        layers_of_one_token(
-            stack.layers[0], stack.address_LP, plain(cos_1Kh), plain(sin_1Kh), (kind,) * R,
-            (kind,) * (read_as.shape[3] // LANES), cache.length, config.num_attention_heads, config.intermediate_size,
+        (cos_Th, sin_Th), out_TD = tables[0], np.array(x_TD, F32, order="C")
+        lanes = config.head_dim // (2 if caches[0].format == "bf16" and kind is PAIRS else 1)
+        layers_of_tokens(
+            stack.layers[0], stack.address_LP, plain(cos_Th), plain(sin_Th), (kind,) * R, (kind,) * (lanes // LANES),
+            past, config.num_attention_heads, config.num_key_value_heads, config.intermediate_size,
             config.rms_norm_eps, out_TD,
         )  # fmt: skip
         return out_TD
@@ -127,7 +140,8 @@ def as_taken(norms, matrices, biases, kv_2GNK, features: frozenset[str]) -> tupl
     bias_q, bias_k, bias_v = [NO_BIAS if bias is None else plain(bias) for bias in biases]
     if not (alike(q, k) and alike(q, v) and alike(gate, up) and alike(bias_q, bias_k) and alike(bias_q, bias_v)):
         return None
-    return tuple(map(plain, norms)), (q, k, v), (bias_q, bias_k, bias_v), o, gate, up, down, *stored(kv_2GNK, features)
+    kept = () if kv_2GNK is None else stored(kv_2GNK, features)
+    return tuple(map(plain, norms)), (q, k, v), (bias_q, bias_k, bias_v), o, gate, up, down, kept
 
 
 def multiplied_as(kv_2GNK: Any, features: frozenset[str]) -> float | int:
@@ -156,53 +170,110 @@ def slots_first(kv_2GNK):
 @with_team
 @kernel
 @allocating
-def layers_of_one_token(
-    state, threads, first, address_LP, cos_1Kh, sin_1Kh, rows, sixteens, past, H, F, eps, x_1D
+def layers_of_tokens(
+    state, threads, first, address_LP, cos_Th, sin_Th, rows, sixteens, past, H, G, F, eps, x_TD
 ):  # fmt: skip
-    """The steps of the definition, in its order, layer by layer; x_1D is the stream."""
+    """The steps of the definition, in its order, layer by layer; x_TD is the stream.
+
+    past   of one token: how many keys its cache holds; of several: where their caches are, see `Whereabouts`
+    """
+    (T, D), K = x_TD.shape, 2 * cos_Th.shape[1]
+    h_TD, attended_Tn = np.empty((T, D), np.float32), np.empty((T, H * K), np.float32)
+    q_Tn, k_Tn, v_Tn = np.empty((T, H * K), np.float32), np.empty((T, G * K), np.float32), np.empty((T, G * K), np.float32)
+    q_THK, k_TGK = np.empty((T, H, K), np.float32), np.empty((T, G, K), np.float32)
+    gate_TF, up_TF, hidden_TF = np.empty((T, F), np.float32), np.empty((T, F), np.float32), np.empty((T, F), np.float32)
+    h, attended, hidden = tokens(h_TD, past), tokens(attended_Tn, past), tokens(hidden_TF, past)
+    qkv_outs = tokens(q_Tn, past), tokens(k_Tn, past), tokens(v_Tn, past)
+    gated_outs = tokens(gate_TF, past), tokens(up_TF, past), hidden
     for layer in range(address_LP.shape[0]):
-        norms, qkv, biases, o, gate, up, down, write_2GNK, read_2NGK, scale_2GN = of_layer(first, address_LP, layer)
-        D, (_, G, _, K) = x_1D.shape[1], write_2GNK.shape
-        no_bias, h_1D = biases[0][:0], np.empty((1, D), np.float32)
+        norms, qkv, biases, o, gate, up, down, cache = of_layer(first, address_LP, layer)
+        no_bias = biases[0][:0]
 
-        norm_rows(0, 1, x_1D, norms[0], eps, h_1D)
-        q_n, k_n, v_n = np.empty(H * K, np.float32), np.empty(G * K, np.float32), np.empty(G * K, np.float32)
-        all_units = units(qkv[0]) + units(qkv[1]) + units(qkv[2])
-        launch_several(state, threads, all_units, qkv, prepared(qkv[0], h_1D[0]), biases, (q_n, k_n, v_n))
+        norm_rows(0, T, x_TD, norms[0], eps, h_TD)
+        launch_three(state, threads, qkv, prepared(state, threads, qkv[0], h), biases, qkv_outs)
+        turn_rows(0, T, q_Tn.reshape(T, H, K), cos_Th, sin_Th, q_THK)
+        turn_rows(0, T, k_Tn.reshape(T, G, K), cos_Th, sin_Th, k_TGK)
+        v_TGK, out_THK = v_Tn.reshape(T, G, K), attended_Tn.reshape(T, H, K)
+        remember_and_attend(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK)
+        launch(state, threads, o, prepared(state, threads, o, attended), no_bias, h)
+        add(h_TD, x_TD)
 
-        q_1HK, k_1GK = np.empty((1, H, K), np.float32), np.empty((1, G, K), np.float32)
-        turn_rows(0, 1, q_n.reshape(1, H, K), cos_1Kh, sin_1Kh, q_1HK)
-        turn_rows(0, 1, k_n.reshape(1, G, K), cos_1Kh, sin_1Kh, k_1GK)
-        write(k_1GK, v_n.reshape(1, G, K), 0, 1, past, write_2GNK, scale_2GN)
-        attended_n = np.empty(H * K, np.float32)
-        attend_one(state, threads, q_1HK, read_2NGK, scale_2GN, past + 1, rows, sixteens, attended_n.reshape(1, H, K))
+        norm_rows(0, T, x_TD, norms[1], eps, h_TD)
+        token = prepared(state, threads, gate, h)
+        launch_gated(state, threads, units(gate, gated_outs[0]), gate, up, token, no_bias, gated_outs)
+        launch(state, threads, down, prepared(state, threads, down, hidden), no_bias, h)
+        add(h_TD, x_TD)
 
-        launch(state, threads, o, prepared(o, attended_n), no_bias, h_1D[0])
-        for d in range(D):
-            x_1D[0, d] += h_1D[0, d]
 
-        norm_rows(0, 1, x_1D, norms[1], eps, h_1D)
-        outs = np.empty(F, np.float32), np.empty(F, np.float32), np.empty(F, np.float32)
-        launch_gated(state, threads, units(gate), gate, up, prepared(gate, h_1D[0]), no_bias, outs)
-        launch(state, threads, down, prepared(down, outs[2]), no_bias, h_1D[0])
-        for d in range(D):
-            x_1D[0, d] += h_1D[0, d]
+def tokens(x_TI, past):
+    """What products are given: x_TI, or its only row. They know by the rank how many there are."""
+
+
+@overload(tokens, inline="always")
+def _(x_TI, past):
+    return (lambda x_TI, past: x_TI[0]) if isinstance(past, types.Integer) else (lambda x_TI, past: x_TI)
+
+
+@inner
+def add(h_TD, x_TD):
+    for t in range(x_TD.shape[0]):
+        for d in range(x_TD.shape[1]):
+            x_TD[t, d] += h_TD[t, d]
 
 
 @inner
 def gated_units(first, last, gate, up, token, no_bias, outs):
     """Units first to last - 1 of both matrices, and SwiGLU of what they give, while it is still near."""
-    gate_F, up_F, hidden_F = outs
-    multiply(first, last, gate, token, no_bias, gate_F)
-    multiply(first, last, up, token, no_bias, up_F)
-    each = LANES if units(gate) < gate_F.size else 1
-    end = min(last * each, gate_F.size)
+    multiply(first, last, gate, token, no_bias, outs[0])
+    multiply(first, last, up, token, no_bias, outs[1])
+    each = rows_of_unit(gate, outs[0])
+    end = min(last * each, outs[0].shape[-1])
     for f in range(first * each, end, LANES):
-        store_part(hidden_F, f, gated(load_part(gate_F, f, end - f), load_part(up_F, f, end - f)), end - f)
+        gate_columns(outs, f, end - f)
+
+
+def gate_columns(outs, f, count):
+    """SwiGLU of some numbers of one token, or of all of them."""
+
+
+@overload(gate_columns, inline="always")
+def _(outs, f, count):
+    def one(outs, f, count):
+        gate_F, up_F, hidden_F = outs
+        store_part(hidden_F, f, gated(load_part(gate_F, f, count), load_part(up_F, f, count)), count)
+
+    def several(outs, f, count):
+        gate_TF, up_TF, hidden_TF = outs
+        for t in range(gate_TF.shape[0]):
+            hidden = gated(load_part(gate_TF, (t, f), count), load_part(up_TF, (t, f), count))
+            store_part(hidden_TF, (t, f), hidden, count)
+
+    return one if outs[0].ndim == 1 else several
 
 
 launch_gated = launcher(gated_units)
 launch_blocks, launch_token = launcher(attend_blocks), launcher(attend_token)
+
+
+def remember_and_attend(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK):
+    """Write the new keys and values behind those of the cache, or of each token's own, and attend to all."""
+
+
+@overload(remember_and_attend, inline="always")
+def _(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK):
+    def one(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK):
+        write_2GNK, read_2NGK, scale_2GN = cache
+        write(k_TGK, v_TGK, 0, 1, past, write_2GNK, scale_2GN)
+        attend_one(state, threads, q_THK, read_2NGK, scale_2GN, past + 1, rows, sixteens, out_THK)
+
+    def several(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK):
+        halves, pairs, address_LN, stride_N2, keys_N = past
+        address_h2 = addresses(address_LN[layer], stride_N2, k_TGK.shape[1])
+        write_together(k_TGK, v_TGK, halves, address_h2, keys_N)
+        G = k_TGK.shape[1]
+        heads_together(state, threads, pairs, address_h2, keys_N, CHUNK, G, q_THK, rows, sixteens, out_THK)
+
+    return one if isinstance(past, types.Integer) else several
 
 
 @kernel

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.matrix_matrix import matrix_matrix
-from backends.cpu.matrix_quantised import matrix_quantised
-from backends.cpu.one_token import NO_BIAS, as_kernels_take, matrix_times_token
+from backends.cpu.matrix_product import NO_BIAS, as_kernels_take, matrix_times_token, matrix_times_tokens
+from backends.cpu.matrix_quantised import matrix_widened
 from backends.cpu.panels import times
 from backends.cpu.rows import plain
 from backends.cpu.simd import LANES
@@ -46,10 +45,10 @@ def linear_for(features: frozenset[str]):
         if weight is not None and (T == 1 or O < LANES):  # a router or a gate has too few rows for a tile
             for t in range(T):
                 matrix_times_token(weight, x_TI[t : t + 1], bias_O, y_TO[t : t + 1])
-        elif isinstance(weight_OI, Quantised):
-            matrix_quantised(weight_OI, x_TI, bias_O, y_TO, vnni="vnni" in features)
+        elif weight is None:
+            matrix_widened(weight_OI, x_TI, bias_O, y_TO)
         else:
-            matrix_matrix(weight, x_TI, bias_O, y_TO)
+            matrix_times_tokens(weight, x_TI, bias_O, y_TO)
         return y_TO
 
     return linear

@@ -22,64 +22,78 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import allocating, inner
+from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.packed_vector import unpack
 from backends.cpu.simd import LANES, bf16_pairs, load, prefetch, store, zeros
-from backends.cpu.team import shared
+from backends.cpu.team import launcher
 from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, send_for, tile, transposed
 
 
-def matrix_matrix(w_OI, x_TI, bias_O, y_TO):
-    """y_TO = x_TI @ w_OI.T + bias_O. w_OI, of 16 rows or more: float32, or bfloat16 in any form, as in one_token.py."""
-    x_BtI = whole_tiles(x_TI)
-    (blocks, _, width), row_tiles = x_BtI.shape, -(-y_TO.shape[1] // LANES)
-    packed = isinstance(w_OI, tuple)
-    if packed or w_OI.dtype == np.int32:
-        x_BPt = np.empty((blocks, width // 2, LANES), np.int32)
-        pack_pairs(blocks, x_BtI, x_BPt)
-        (multiply_packed if packed else multiply_pairs)(row_tiles, w_OI, x_BPt, bias_O, y_TO)
-    else:
-        x_BIt = np.empty((blocks, width, LANES), np.float32)
-        pack(blocks, x_BtI, x_BIt)
-        multiply(row_tiles, w_OI, x_BIt, bias_O, y_TO)
-
-
-def whole_tiles(x_TI):
-    """The tokens in blocks of 16, filled up with zeros if T or I is no multiple of 16: x_BtI."""
-    T, I = x_TI.shape  # noqa: E741
-    blocks, width = -(-T // LANES), -(-I // LANES) * LANES
-    if (blocks * LANES, width) != (T, I):
-        filled_TI = np.zeros((blocks * LANES, width), np.float32)
-        filled_TI[:T, :I] = x_TI
-        x_TI = filled_TI
-    return x_TI.reshape(blocks, LANES, width)
-
-
-@shared
 @inner
-def pack(first, last, x_BtI, x_BIt):
-    """Tokens into the lanes."""
+@allocating
+def packed_tokens(state, threads, x_TI):
+    """Tokens in the lanes, 16 to a block; those of nothing, and columns of nothing, fill up the last tiles."""
+    blocks, columns = tiles_of(x_TI)
+    x_BIt = np.empty((blocks, columns, LANES), np.float32)
+    if x_TI.shape == (blocks * LANES, columns):
+        launch_packing(state, threads, blocks, x_TI, x_BIt)
+    else:
+        launch_packing(state, threads, blocks, filled_up(x_TI), x_BIt)
+    return x_BIt
+
+
+@inner
+@allocating
+def packed_tokens_in_pairs(state, threads, x_TI):
+    """The same, two columns to a lane as a pair of bfloat16."""
+    blocks, columns = tiles_of(x_TI)
+    x_BPt = np.empty((blocks, columns // 2, LANES), np.int32)
+    if x_TI.shape == (blocks * LANES, columns):
+        launch_packing_pairs(state, threads, blocks, x_TI, x_BPt)
+    else:
+        launch_packing_pairs(state, threads, blocks, filled_up(x_TI), x_BPt)
+    return x_BPt
+
+
+@within
+def tiles_of(x_TI):
+    """How many blocks of tokens, and columns, whole tiles make of it."""
+    return (x_TI.shape[0] + LANES - 1) // LANES, (x_TI.shape[1] + LANES - 1) // LANES * LANES
+
+
+@inner
+@allocating
+def filled_up(x_TI):
+    """With zeros to whole tiles."""
+    blocks, columns = tiles_of(x_TI)
+    filled_TI = np.zeros((blocks * LANES, columns), np.float32)
+    filled_TI[: x_TI.shape[0], : x_TI.shape[1]] = x_TI
+    return filled_TI
+
+
+@inner
+def pack(first, last, x_TI, x_BIt):
     for b in range(first, last):
-        for i in range(0, x_BtI.shape[2], LANES):
-            columns = transposed(load_tile(x_BtI[b], (0, i)))
+        for i in range(0, x_TI.shape[1], LANES):
+            columns = transposed(load_tile(x_TI, (b * LANES, i)))
             for n in range(LANES):
                 store(x_BIt, (b, i + n, 0), columns[n])
 
 
-@shared
 @inner
-def pack_pairs(first, last, x_BtI, x_BPt):
-    """Tokens into the lanes, two columns to each as a pair of bfloat16."""
+def pack_pairs(first, last, x_TI, x_BPt):
     for b in range(first, last):
-        for i in range(0, x_BtI.shape[2], LANES):
-            columns = transposed(load_tile(x_BtI[b], (0, i)))
+        for i in range(0, x_TI.shape[1], LANES):
+            columns = transposed(load_tile(x_TI, (b * LANES, i)))
             for n in range(0, LANES, 2):
                 store(x_BPt, (b, (i + n) // 2, 0), bf16_pairs(columns[n], columns[n + 1]))
 
 
-@shared
+launch_packing, launch_packing_pairs = launcher(pack), launcher(pack_pairs)
+
+
 @inner
-def multiply(first, last, w_OI, x_BIt, bias_O, y_TO):
+def rows_of_floats(first, last, w_OI, x_BIt, bias_O, y_TO):
     O = w_OI.shape[0]  # noqa: E741
     for part in range(first, last):
         o = min(part * LANES, O - LANES)  # the last tile reaches back and computes some rows a second time
@@ -97,9 +111,8 @@ def tile_of_floats(w_OI, o, x_It, bias_O, y_TO, t):
     finish(sums, o, bias_O, y_TO, t)
 
 
-@shared
 @inner
-def multiply_pairs(first, last, w_OP, x_BPt, bias_O, y_TO):
+def rows_of_pairs(first, last, w_OP, x_BPt, bias_O, y_TO):
     O = w_OP.shape[0]  # noqa: E741
     for part in range(first, last):
         o = min(part * LANES, O - LANES)
@@ -107,10 +120,9 @@ def multiply_pairs(first, last, w_OP, x_BPt, bias_O, y_TO):
             tile_of_pairs(w_OP, o, x_BPt[b], bias_O, y_TO, b * LANES)
 
 
-@shared
 @inner
 @allocating
-def multiply_packed(first, last, weight, x_BPt, bias_O, y_TO):
+def rows_of_packed(first, last, weight, x_BPt, bias_O, y_TO):
     """16 rows at a time are unpacked, for all tokens: a hundredth of the work if there are 512."""
     blocks_ONB, w_rP = weight[0], np.empty((LANES, x_BPt.shape[1]), np.int32)
     O = len(blocks_ONB)  # noqa: E741

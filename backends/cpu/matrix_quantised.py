@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.compiling import inner, within
+from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.quantised_vector import finish_rows, round_row
 from backends.cpu.simd import (
     LANES,
@@ -42,41 +42,31 @@ from backends.cpu.simd import (
     to_f32,
     zeros,
 )
-from backends.cpu.team import shared
+from backends.cpu.team import launcher, shared
 from backends.cpu.tiles import add_scaled, load_column, outer_u8_i8, send_for, store_tile, tile
 from backends.quantised import GROUP, Quantised
 
 TOKENS = 8  # of a tile; 12 and 14 are no faster
 
 
-def matrix_quantised(weight: Quantised, x_TI, bias_O, y_TO, *, vnni: bool):
-    """y_TO = x_TI @ weight.T + bias_O."""
-    values_PQr, scales_PGr = weight.lanes
-    if not vnni:
-        multiply_widened(len(values_PQr), values_PQr, scales_PGr, weight.bits, x_TI, bias_O, y_TO)
-    else:
-        multiply = multiply_tokens_8 if weight.bits == 8 else multiply_tokens_4
-        rounded = round_tokens(x_TI, 1 << weight.bits - 1)
-        multiply((len(values_PQr) + 1) // 2, values_PQr, scales_PGr, *rounded, bias_O, y_TO)
+# ---- several tokens: 8 bits ----------------------------------------------------------------------------------------
 
 
-# ---- many tokens: 8 bits -------------------------------------------------------------------------------------------
-
-
-def round_tokens(x_TI, zero):
+@inner
+@allocating
+def rounded_tokens(state, threads, x_TI, zero):
     """Each token's numbers as int8, four neighbours to a lane; scales; starts. Tokens of nothing fill up the tiles."""
     T, G = x_TI.shape[0], x_TI.shape[1] // GROUP
-    N = -(-T // TOKENS) * TOKENS
+    N = (T + TOKENS - 1) // TOKENS * TOKENS
     x_NI, scale_NG, start_NG = (
         np.empty((N, G * GROUP), np.int8),
         np.empty((N, G), np.float32),
         np.empty((N, G), np.int32),
     )
-    round_rows(N, x_TI, zero, x_NI, scale_NG, start_NG)
+    launch_rounding(state, threads, N, x_TI, zero, x_NI, scale_NG, start_NG)
     return x_NI.view(np.int32), scale_NG, start_NG
 
 
-@shared
 @inner
 def round_rows(first, last, x_TI, zero, x_NI, scale_NG, start_NG):
     for t in range(first, last):
@@ -86,9 +76,13 @@ def round_rows(first, last, x_TI, zero, x_NI, scale_NG, start_NG):
             x_NI[t], scale_NG[t], start_NG[t] = 0, 0, 0
 
 
-@shared
+launch_rounding = launcher(round_rows)
+
+
 @inner
-def multiply_tokens_8(first, last, values_PQr, scales_PGr, x_NQ, scale_NG, start_NG, bias_O, y_TO):
+def pairs_8(first, last, weight, tokens, bias_O, y_TO):
+    values_PQr, scales_PGr = weight
+    x_NQ, scale_NG, start_NG = tokens
     for pair in range(first, last):
         for t in range(0, len(x_NQ), TOKENS):
             two_tiles_8(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO)
@@ -112,9 +106,10 @@ def two_tiles_8(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_
     write_tile(total_2, second, t, y_TO)
 
 
-@shared
 @inner
-def multiply_tokens_4(first, last, values_PQr, scales_PGr, x_NQ, scale_NG, start_NG, bias_O, y_TO):
+def pairs_4(first, last, weight, tokens, bias_O, y_TO):
+    values_PQr, scales_PGr = weight
+    x_NQ, scale_NG, start_NG = tokens
     for pair in range(first, last):
         for t in range(0, len(x_NQ), TOKENS):
             two_tiles_4(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO)
@@ -175,10 +170,15 @@ def write_tile(total, p, t, y_TO):
 # ---- any processor: widened to float32 -------------------------------------------------------------------------------
 
 
+def matrix_widened(weight: Quantised, x_TI, bias_O, y_TO):
+    """y_TO = x_TI @ weight.T + bias_O, and nothing is rounded: every weight becomes the float32 that it means."""
+    values_PQr, scales_PGr = weight.lanes
+    multiply_widened(len(values_PQr), values_PQr, scales_PGr, weight.bits, x_TI, bias_O, y_TO)
+
+
 @shared
 @inner
 def multiply_widened(first, last, values_PQr, scales_PGr, bits, x_TI, bias_O, y_TO):
-    """Nothing is rounded here: every weight becomes the float32 that it means."""
     for p in range(first, last):
         for t in range(y_TO.shape[0]):
             finish_rows(rows_widened(values_PQr, scales_PGr, p, bits, x_TI[t]), p, bias_O, y_TO[t])

@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.cpu.compiling import allocating, kernel
 from backends.cpu.linear import filled_up
-from backends.cpu.one_token import NO_BIAS, as_kernels_take, prepared
+from backends.cpu.matrix_product import NO_BIAS, as_kernels_take, prepared
 from backends.cpu.rows import plain
 from backends.cpu.team import with_team
 from backends.cpu.tile_bounds import launch_bounds, token_of
@@ -62,7 +62,7 @@ def contenders(
 ):
     """How many there are, written to id_V and logits_V."""
     values_PQr, scales_PGr, norm_Pr = sketch
-    tiles, head_token = values_PQr.shape[0], prepared(head, x_1D[0])
+    tiles, head_token = values_PQr.shape[0], prepared(state, threads, head, x_1D[0])
     bound_P, tile_P = np.empty(tiles, np.float32), np.empty(tiles, np.int64)
     launch_bounds(state, threads, tiles, values_PQr, scales_PGr, norm_Pr, token, bound_P)
     asked = (vocabulary + ROWS - 1) // ROWS
@@ -70,7 +70,7 @@ def contenders(
     bound_M, first_M = np.full(at_first, -np.inf, np.float32), np.zeros(at_first, np.int64)
     for p in range(asked):
         keep_if_larger(bound_P[p], p, bound_M, first_M)
-    launch_tiles(state, threads, at_first, head, head_token, first_M, tiles, no_bias, y_V)
+    launch_tiles(state, threads, at_first, head, head_token, first_M, no_bias, y_V)
 
     seen_V = np.zeros(vocabulary if seen_N.size else 0, np.bool_)
     for n in range(seen_N.size):
@@ -89,7 +89,7 @@ def contenders(
         if bound_P[p] >= floor:
             tile_P[chosen] = p
             chosen += 1
-    launch_tiles(state, threads, chosen, head, head_token, tile_P, tiles, no_bias, y_V)
+    launch_tiles(state, threads, chosen, head, head_token, tile_P, no_bias, y_V)
     for n in range(chosen):
         for v in range(tile_P[n] * ROWS, min(tile_P[n] * ROWS + ROWS, vocabulary)):
             id_V[found], logits_V[found] = v, y_V[v]

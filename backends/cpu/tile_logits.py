@@ -9,7 +9,7 @@ import numpy as np
 
 from backends.cpu.compiling import allocating, inner, kernel
 from backends.cpu.linear import filled_up
-from backends.cpu.one_token import NO_BIAS, as_kernels_take, multiply, prepared, units
+from backends.cpu.matrix_product import NO_BIAS, as_kernels_take, multiply, prepared, rows_of_unit, units
 from backends.cpu.rows import plain
 from backends.cpu.team import launcher, with_team
 from backends.quantised import ROWS, Quantised
@@ -33,10 +33,9 @@ def tile_logits_for(features: frozenset[str]):
 
 
 @inner
-def multiply_tiles(first, last, weight, token, tile_N, tiles, no_bias, y_V):
+def multiply_tiles(first, last, weight, token, tile_N, no_bias, y_V):
     """A tile is one unit of a matrix in tiles, and 16 of one in rows."""
-    all_units = units(weight)
-    each = 1 if all_units == tiles else ROWS
+    all_units, each = units(weight, y_V), ROWS // rows_of_unit(weight, y_V)
     for n in range(first, last):
         start = tile_N[n] * each
         multiply(start, min(start + each, all_units), weight, token, no_bias, y_V)
@@ -49,5 +48,5 @@ launch_tiles = launcher(multiply_tiles)
 @kernel
 @allocating
 def some_tiles(state, threads, weight, x_1D, tile_N, no_bias, y_V):
-    tiles = (y_V.size + ROWS - 1) // ROWS
-    launch_tiles(state, threads, tile_N.size, weight, prepared(weight, x_1D[0]), tile_N, tiles, no_bias, y_V)
+    token = prepared(state, threads, weight, x_1D[0])
+    launch_tiles(state, threads, tile_N.size, weight, token, tile_N, no_bias, y_V)
