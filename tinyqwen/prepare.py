@@ -49,6 +49,7 @@ class Tiny(NamedTuple):
 
     forms      of the real tensors, by `kind`
     sketched   whether tokens are chosen with a sketch of the head
+    together   whether several sequences are in a step
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Tiny(NamedTuple):
     kv_format: str
     sampling: Sampling
     sketched: bool = False
+    together: bool = True
 
     def weights(self) -> Node:
         return tree(fill(self.config, lambda name, shape: zeros(self.forms[kind(name.removeprefix("model."))], shape)))
@@ -70,6 +72,7 @@ def prepare(
     kv_format: str = "f32",
     packing: bool = False,
     sketching: bool = False,
+    together: bool = True,
     compiling: Callable[[str], None] | None = None,
 ) -> None:
     """Have all kernels at hand that this model needs.
@@ -77,6 +80,7 @@ def prepare(
     kv_format   of the real model's caches
     packing     whether weights in bf16 are being packed (`Checkpoint.packing`): kernels of before and after
     sketching   whether there will be a sketch of the head (`Checkpoint.sketching`)
+    together    whether several sequences may be in a step: nearly as many kernels again
     compiling   called with a kernel's name before it is compiled; never, once all are on disk
     """
     forms = {kind(path): form_of(array) for path, array in walk(weights) if not isinstance(array, Node)}
@@ -90,7 +94,7 @@ def prepare(
     after = {name: form._replace(stored="packed") if can_be_packed(form) else form for name, form in forms.items()}
     before = {name: form._replace(stored="plain") if form.stored == "packed" else form for name, form in forms.items()}
     stages = [before, after] if packing else [forms]
-    tinies = [Tiny(small(config), each, kv_format, sampling, sketching) for each in stages]
+    tinies = [Tiny(small(config), each, kv_format, sampling, sketching, together) for each in stages]
     with second_process(backend, tinies) as begin:
 
         def missing(name: str) -> None:
@@ -107,12 +111,13 @@ def run(backend: Backend, tiny: Tiny, *, backwards: bool = False) -> None:
     """What asks for every kernel: first those of a prompt and then those of decoding, or the other way round.
 
     Large chunks, a few tokens, with enough keys that attention shares them out, too, also where it meets them in parts;
-    one of a sequence and two of another; one of each; one. The logits of all tokens, because several sequences want
-    several rows.
+    one; and if they may be together, one of a sequence and two of another, and one of each. The logits of all tokens,
+    because several sequences want several rows.
     """
     weights, (cache, other) = tiny.weights(), (KVCache(backend, tiny.config, tiny.kv_format) for _ in range(2))
     chunk, one = [([0] * CHUNK, cache)], [([0], cache)]
-    steps = chunk, chunk, chunk, [([0] * 3, cache)], [*one, ([0] * 2, other)], [*one, ([0], other)], one
+    both = ([*one, ([0] * 2, other)], [*one, ([0], other)]) if tiny.together else ()
+    steps = chunk, chunk, chunk, [([0] * 3, cache)], *both, one
     if backwards:
         cache.reserve(3 * CHUNK, step=CHUNK)
         cache.length = 3 * CHUNK

@@ -154,6 +154,7 @@ def load(
     dca: DualChunk | None = None,
     gpu_layers: int | None = None,
     ignore_config: tuple[str, ...] = (),
+    together: bool = True,
     progress: Callable[[int, int], None] | None = None,
     compiling: Callable[[str], None] | None = None,
 ) -> Runtime:
@@ -171,6 +172,7 @@ def load(
     dca             run the model with Dual Chunk Attention, in chunks of that kind
     gpu_layers      how many layers, from the first, the GPU runs; the others run on the cpu backend. Default: all
     ignore_config   keys of config.json to accept although their effect is unknown
+    together        whether several sequences may be in a step; if never, there are fewer kernels to compile and to load
     progress        called with bytes done and bytes in all while weights are read
     compiling       called with the name of each kernel before it is compiled, which happens once on a machine
 
@@ -223,7 +225,8 @@ def load(
     kv_format = cache_format(kv_dtype, computes, checkpoint.format)
     prepare(
         computes, checkpoint.config, checkpoint.weights, generation.sampling,
-        kv_format=kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching, compiling=compiling,
+        kv_format=kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching, together=together,
+        compiling=compiling,
     )  # fmt: skip
     give_back()
     checkpoint.settle(wait=False)  # not before: finding the kernels would take nearly half as long again beside it

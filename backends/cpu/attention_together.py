@@ -72,11 +72,11 @@ class Whereabouts(NamedTuple):
 
 
 def whereabouts(caches: Sequence[Any], first: int, last: int) -> Whereabouts | None:
-    """Of layers first to last - 1; None for caches that are not all in bfloat16, in pairs.
+    """Of layers first to last - 1; None for caches that are not all in bfloat16, or have no room.
 
     Looking at an array costs 0.3 us, so the addresses of a cache are kept as long as it has the same arrays.
     """
-    if any(cache.format != "bf16" for cache in caches):
+    if any(cache.format != "bf16" or cache.length >= cache.capacity for cache in caches):
         return None
     for cache in caches:
         arrays, _ = PLACES.get(cache, ((), None))

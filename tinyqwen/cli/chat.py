@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if options.is_embedded(arguments) and arguments.yarn is None and arguments.dca is None:
         arguments.dca = BEYOND  # short texts come out as without it, to the bit; long ones need it
-    runtime = options.load_model(arguments)
+    runtime = options.load_model(arguments, together=False)
     system = None if arguments.system is None else read_text(arguments.system, "system message")
     chat = Chat(Conversation(runtime, system, plain=arguments.no_template), arguments)
     chat.header()

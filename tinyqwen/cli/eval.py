@@ -93,7 +93,7 @@ def at_home(arguments: argparse.Namespace, names: list[str]) -> dict:
             raise UsageError(f"{arguments.items}: has no items")
     else:
         items = home_items(home_names(names), arguments.limit or COUNT)
-    runtime = options.load_named(arguments)
+    runtime = options.load_named(arguments, together=arguments.together > 1)
     started = time.perf_counter()
     with options.counting_bar("asking", len(items), quiet=arguments.quiet) as asked:
         found = answers(runtime, items, together=arguments.together, watch=asked)
@@ -129,7 +129,7 @@ def home_names(names: list[str]) -> tuple[str, ...]:
 def by_harness(arguments: argparse.Namespace, names: list[str]) -> dict:
     quiet = arguments.quiet or not sys.stderr.isatty()
     tasks = Tasks(names, include=arguments.include, code=arguments.run_code, quiet=quiet)
-    runtime = options.load_named(arguments)
+    runtime = options.load_named(arguments, together=arguments.together > 1)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "fewshot_random_seed"), arguments.seed)
     results = tasks.run(
         runtime, together=arguments.together, chat=arguments.chat, limit=arguments.limit,

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--raw and {other} exclude each other: a text that is only continued has no template")
     prompts = read_prompts(arguments)
     started = time.perf_counter()
-    runtime = options.load_model(arguments)
+    runtime = options.load_model(arguments, together=len(prompts) > 1)
     load_s = time.perf_counter() - started
     sampling, seed = options.sampling_of(arguments, runtime.generation.sampling), options.seed_of(arguments)
     limit = arguments.max_tokens or (runtime.generation.max_new_tokens if arguments.raw else None)

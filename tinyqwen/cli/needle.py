@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         runtime = load(
             folder, backend=arguments.backend, threads=arguments.threads, **options.format_of(arguments),
             kv_dtype=arguments.kv_dtype, ignore_config=tuple(arguments.ignore_config), progress=update,
-            compiling=compiling,
+            together=False, compiling=compiling,
         )  # fmt: skip
         runtimes = {way: run_as(runtime, way, max(lengths), compiling) for way in ways}
     seeds = range(arguments.seed, arguments.seed + arguments.trials)
@@ -193,7 +193,7 @@ def run_as(runtime: Runtime, way: str, longest: int, compiling: Callable[[str], 
     runtime = replace(runtime, checkpoint=checkpoint, context=max(longest, checkpoint.config.context))
     prepare(
         runtime.backend, runtime.config, checkpoint.weights, Sampling(), compiling=compiling,
-        kv_format=runtime.kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching,
+        kv_format=runtime.kv_format, packing=checkpoint.packing, sketching=checkpoint.sketching, together=False,
     )  # fmt: skip
     return runtime
 

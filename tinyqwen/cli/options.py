@@ -199,14 +199,14 @@ def embedded_model(arguments: argparse.Namespace) -> Path:
     return FOLDER
 
 
-def load_model(arguments: argparse.Namespace) -> Runtime:
+def load_model(arguments: argparse.Namespace, *, together: bool) -> Runtime:
     """The model that the flags name, once what they say of sampling is sound, too."""
     check_flags(arguments)
-    return load_named(arguments)
+    return load_named(arguments, together=together)
 
 
-def load_named(arguments: argparse.Namespace) -> Runtime:
-    """The model that the flags name, with a progress bar when loading takes long."""
+def load_named(arguments: argparse.Namespace, *, together: bool = False) -> Runtime:
+    """The model that the flags name, with a progress bar when loading takes long. `together`: as of `runtime.load`."""
     backend = chosen(arguments.backend, arguments.threads, arguments.quiet)
     folder = model_folder(arguments)
     with loading_bar(quiet=arguments.quiet) as (update, compiling):
@@ -221,6 +221,7 @@ def load_named(arguments: argparse.Namespace) -> Runtime:
             dca=arguments.dca,
             ignore_config=tuple(arguments.ignore_config),
             gpu_layers=getattr(arguments, "gpu_layers", None),
+            together=together,
             progress=update,
             compiling=compiling,
         )

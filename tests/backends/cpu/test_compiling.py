@@ -61,9 +61,10 @@ kinds = {
     "plain": {},
     "chunks": {"dual_chunk_attention_config": DualChunk(120, 30)},
     "window": {"sliding_window": 70, "layer_types": (FULL, SLIDING, SLIDING)},
+    "alone": {"hidden_size": 512, "intermediate_size": 608, "head_dim": 32},
 }
-kind = kinds[sys.argv[3]]
-config = dense_config(hidden_size=520, intermediate_size=600, **kind)
+kinds["together"], together = kinds["alone"], sys.argv[3] != "alone"
+config = dense_config(**{"hidden_size": 520, "intermediate_size": 600} | kinds[sys.argv[3]])
 backend, at_first, later = backends.get("cpu"), [], []
 sampling = Sampling(True, 0.7, 20, 0.8)
 
@@ -81,7 +82,8 @@ def counted(cache, signature, context):
 
 KernelCache.load_overload = counted
 start = time.perf_counter()
-prepare(backend, config, weights, sampling, kv_format=sys.argv[2], sketching=True, compiling=at_first.append)
+settings = {"kv_format": sys.argv[2], "sketching": True, "together": together, "compiling": at_first.append}
+prepare(backend, config, weights, sampling, **settings)
 prepared = time.perf_counter() - start
 with announced(later.append):
     one, two = make_cache(backend, config), make_cache(backend, config)
@@ -89,6 +91,7 @@ with announced(later.append):
         [([1] * 300, one)], [([1], one)], [([1, 2, 3], one), ([1] * 4, two)], [([1], one), ([1], two)],
         [([1] * 200, one)], [([1] * 200, one)], [([1], one)],
     ):
+        parts = parts if together else parts[:1]
         logits_NV = forward(backend, config, weights, make_step(parts))
     sample(backend, logits_NV[0], [], sampling=sampling, uniform=0.5)
     head_VD, nobody = weights.lm_head.weight, np.array([], int)
@@ -154,6 +157,13 @@ def test_every_format_finds_its_kernels_ready(tmp_path, formats):
     first, _ = run(tmp_path, formats=formats)
     second, _ = run(tmp_path, formats=formats)
     assert first["at_first"] and (first["later"], second["at_first"], second["later"]) == ([], [], [])
+
+
+@pytest.mark.slow
+def test_who_never_runs_several_sequences_together_compiles_fewer(tmp_path):
+    alone, _ = run(tmp_path, formats=("int8", "bf16"), kind="alone")
+    more, _ = run(tmp_path, formats=("int8", "bf16"), kind="together")
+    assert (alone["later"], more["later"]) == ([], []) and "decoder_layer.layers_of_tokens" in more["at_first"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One token through a layer as one call: the same bits as the definition's steps, which whoever watches still sees."""
+"""Tokens through all layers as one call: the same bits as the definition's steps, which whoever watches still sees."""
 
 from __future__ import annotations
 
@@ -41,6 +41,35 @@ def test_the_same_bits_as_step_by_step(features, format, kv, prompt):
         assert {"rms_norm", "linear", "rope", "attention", "swiglu"} <= set(watched.names)
 
 
+def together(backend, config, weights, prompts, count, kv="bf16"):
+    """The logits of tokens of several sequences in one step, which grow, and of which each step leaves another out."""
+    caches = [KVCache(backend, config, kv) for _ in prompts]
+    for n, (cache, prompt) in enumerate(zip(caches, prompts)):
+        forward(backend, config, weights, make_step([([id % 90 for id in range(n, n + prompt)], cache)]))
+    steps = (make_step([([n + t], caches[n]) for n in range(len(prompts)) if n != t % 5]) for t in range(count))
+    return np.concatenate([forward(backend, config, weights, step) for step in steps])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_token_of_each_sequence_gives_the_same_bits_as_step_by_step(format):
+    prompts, weights = [3, 70, 254, 1, 17], in_format(CONFIG, format)  # one outgrows its memory
+    for threads in (1, 2):
+        backend = backends.get("cpu", threads=threads)
+        watched = together(Recording(backend), CONFIG, weights, prompts, 7)
+        np.testing.assert_array_equal(together(backend, CONFIG, weights, prompts, 7), watched)
+
+
+def test_several_sequences_are_one_call_where_their_caches_are_pairs():
+    if "bf16" not in detected():
+        pytest.skip("this processor does not multiply pairs of bfloat16")
+    weights, without = in_format(CONFIG, "f32"), backends.get("cpu", features=())
+    assert body_runs(CONFIG, weights, kv="bf16", sequences=3) == AT_ONCE
+    assert body_runs(CONFIG, weights, kv="int8", sequences=3) == NOT_AT_ALL
+    assert body_runs(CONFIG, weights, without, kv="bf16", sequences=3) == NOT_AT_ALL
+    many_heads = dataclasses.replace(CONFIG, num_attention_heads=18)
+    assert body_runs(many_heads, in_format(many_heads, "f32"), kv="bf16", sequences=2) == NOT_AT_ALL
+
+
 def test_a_text_that_outgrows_its_chunk():
     """Within a chunk a token is one call; from then on its keys lie in several stretches, and the steps are taken."""
     config = dataclasses.replace(CONFIG, dual_chunk_attention_config=DualChunk(6, 1))
@@ -51,18 +80,17 @@ def test_a_text_that_outgrows_its_chunk():
     assert (alone[-1] != decoded(backend, CONFIG, weights, 3, 5)[-1]).any()
 
 
-def body_runs(config, weights, backend=None, kv="f32"):
+def body_runs(config, weights, backend=None, kv="f32", sequences=1):
     """Whether the body for all layers takes a token of that model, and if not, whether that for one takes each."""
     backend = backend or backends.get("cpu")
-    cache = KVCache(backend, config, kv)
-    answers = []
+    caches, answers = [KVCache(backend, config, kv) for _ in range(sequences)], []
 
     def watched(body):
         return lambda *arrays, **settings: answers.append(body(*arrays, **settings)) or answers[-1]
 
     names = "decoder_layers", "decoder_layer"
     backend.bodies = {**backend.bodies, **{name: watched(backend.bodies[name]) for name in names}}
-    forward(backend, config, weights, make_step([([1], cache)]))
+    forward(backend, config, weights, make_step([([1], cache) for cache in caches]))
     return [answer is not NotImplemented for answer in answers]
 
 
@@ -132,12 +160,14 @@ def test_what_is_put_in_a_weights_place_counts_from_the_next_token():
 def test_a_cache_that_is_gone_leaves_nothing_behind():
     """What the body remembers of a sequence, its weights included, goes with the sequence's cache."""
     backend, weights = backends.get("cpu"), in_format(CONFIG, "f32")
-    cache = KVCache(backend, CONFIG)
+    cache, others = KVCache(backend, CONFIG, "bf16"), [KVCache(backend, CONFIG, "bf16") for _ in range(2)]
     forward(backend, CONFIG, weights, make_step([([1], cache)]))
+    forward(backend, CONFIG, weights, make_step([([1], each) for each in (cache, *others)]))
+    keys = weakref.ref(others[0].layers[1])
     matrix = weakref.ref(weights.layers[1].mlp.up_proj.weight)
-    del weights, cache
+    del weights, cache, others
     gc.collect()
-    assert matrix() is None
+    assert matrix() is None and keys() is None
 
 
 def test_nothing_is_spoilt():
