@@ -39,6 +39,7 @@ import ml_dtypes
 import numpy as np
 
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_numbers import FLOATS, PAIRS
 from backends.cpu.attention_together import attend_together
 from backends.cpu.attention_token import HEADS, attend_token
 from backends.cpu.rows import plain
@@ -47,7 +48,6 @@ from backends.cpu.team import shared
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CHUNK = 1024  # keys of a chunk
 BLOCK = 256  # rows of a block, about
-FLOATS, PAIRS = 0.0, 0  # what numbers are multiplied as; kernels are compiled for the type
 NO_PARTS = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.float32)
 NO_LSE = np.empty((0, 0), np.float32)
 

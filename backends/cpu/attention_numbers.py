@@ -31,6 +31,8 @@ from backends.cpu.simd import (
 )  # fmt: skip
 from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, transposed
 
+FLOATS, PAIRS = 0.0, 0  # what numbers are multiplied as; kernels are compiled for the type
+
 sixteen, upper_half = constant_i32(16), constant_i32(-0x10000)
 even, odd = shuffle(tuple(range(0, 32, 2))), shuffle(tuple(range(1, 32, 2)))
 first_half, second_half = (

@@ -7,6 +7,7 @@ at its arrays, kernels get memory, the threads meet), and 16 short ones in 24 la
                                               16 sequences of 40 keys, a layer of the 0.5B, two cores
     v1  a call for each                       120 us
     v2  one call                               70      30 of them to find out where 32 arrays lie
+    v3  a part of one for all layers                   addresses are kept with the caches (`Whereabouts`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from backends.cpu.attention_block import finish_parts
+from backends.cpu.attention_numbers import PAIRS
 from backends.cpu.attention_token import HEADS, memory, token_tasks
 from backends.cpu.compiling import allocating, kernel
 from backends.cpu.simd import LANES
@@ -26,8 +28,6 @@ from backends.cpu.stack import of_layer
 from backends.cpu.team import launcher, with_team
 from backends.cpu.update_cache import write_row
 from backends.packed import BFLOAT16
-
-PAIRS = 0
 
 
 def attend_together(q_NHK, keys, values, chunk_keys: int, out_NHK) -> bool:

@@ -18,7 +18,7 @@ heads that share a KV head, makes its keys the lanes, so it has to turn them, an
 
                                               newer cores
     v7  two of a key's pairs at once          a head's lanes take one pair each: half the products       11.1 -> 9.1
-    v8  weighed just before they are mixed    exp of 32 keys at a time; the first values come meanwhile               9.6 -> 8.4
+    v8  weighed just before they are mixed    exp of 32 keys at a time; the first values come meanwhile       9.6 -> 8.4
 
 Two threads, 8192 keys, in turns: v7 12.0, v8 10.7, which is 48 GB/s, all that memory gave; in part by chunks of 1024
 keys, which both threads get as many of (of 32 chunks of 512 keys one got 17).
@@ -85,7 +85,7 @@ def token_tasks(
     begin, end, q_1HK, k_SGj, v_SGj, cut, rows, sixteens, m_GCn, part_GCnK, out_1HK, lse_1H, some_memory
 ):  # fmt: skip
     q_rj, q_jr, score_sr, weight_pr, k_tail, v_tail, own_m_Cn, own_part_CnK = some_memory
-    K, (S, _, J) = q_1HK.shape[2], k_SGj.shape
+    S, _, J = k_SGj.shape
     R, (first_key, chunk_keys) = len(rows), cut
     chunks = (S - first_key + chunk_keys - 1) // chunk_keys
 
@@ -156,7 +156,7 @@ def largest(score_sr, keys, v_sj):
 
 @inner
 def mix(score_sr, m, total, weight_pr, v_sj, keys, rows, part_nK):
-    """part[r] += sum over s of exp(score[s, r] - m[r]) * v[s]; the sum of exp is added to `total`, two keys in a vector.
+    """part[r] += sum over s of exp(score[s, r] - m[r]) * v[s], and what the sum of exp is now, two keys in a vector.
 
     A block of keys at a time, so that exp, which needs nothing from memory, does not keep memory idle for long.
     """

@@ -1,4 +1,4 @@
-"""One token through dense layers, as one call: the definition's steps, by the same kernels, without Python in between.
+"""Decoding tokens through dense layers as one call: the definition's steps, by the same kernels, no Python in between.
 
     x = x + attention( norm(x) )              q, k, v: one meeting of the threads instead of three
     x = x + feed_forward( norm(x) )           gate and up: one, and each thread takes SwiGLU of what it computed
@@ -14,11 +14,16 @@ each, and with cold caches, because the weights drove everything else out) the m
     v2  one a layer                                              28.0     18.6     11.9
     v3  one for all layers                                       24.9     17.4     11.3
 
+    a token of each of 16 sequences, 0.5B in int4, tokens/s      newer cores, which share a cache, or do not
+    v2  operations through the door                              768      720
+    v3  one for all layers                                     1,010      904
+
 Of the 48 us that a layer of v2 cost, Python took 34 to find the weights and look at their formats, Numba 14 to look at
 each array. v3 does that once, and later sees whether all are still the same (`stack.py`).
 
 Every number comes out the same, to the last bit, as from the steps one by one, so whoever watches (a trace, diff) is
-given those. Several tokens, several sequences, experts and windows take those steps: there they cost little.
+given those. Prompts, experts and windows take those steps: there they cost little. So do several sequences whose caches
+are not in bfloat16. One token and several are the same kernel, compiled for another type of `past`.
 """
 
 from __future__ import annotations
@@ -31,11 +36,12 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from backends.cpu.attention import CHUNK, FLOATS, PAIRS
+from backends.cpu.attention import CHUNK
 from backends.cpu.attention_block import attend_blocks, finish_parts
+from backends.cpu.attention_numbers import FLOATS, PAIRS
 from backends.cpu.attention_together import addresses, heads_together, whereabouts, write_together
 from backends.cpu.attention_token import HEADS, attend_token
-from backends.cpu.compiling import allocating, inner, kernel
+from backends.cpu.compiling import allocating, inner, kernel, within
 from backends.cpu.matrix_product import (
     BFLOAT16,
     NO_BIAS,
@@ -178,10 +184,9 @@ def layers_of_tokens(
     past   of one token: how many keys its cache holds; of several: where their caches are, see `Whereabouts`
     """
     (T, D), K = x_TD.shape, 2 * cos_Th.shape[1]
-    h_TD, attended_Tn = np.empty((T, D), np.float32), np.empty((T, H * K), np.float32)
-    q_Tn, k_Tn, v_Tn = np.empty((T, H * K), np.float32), np.empty((T, G * K), np.float32), np.empty((T, G * K), np.float32)
-    q_THK, k_TGK = np.empty((T, H, K), np.float32), np.empty((T, G, K), np.float32)
-    gate_TF, up_TF, hidden_TF = np.empty((T, F), np.float32), np.empty((T, F), np.float32), np.empty((T, F), np.float32)
+    h_TD, attended_Tn, q_Tn, k_Tn, v_Tn = room(T, D), room(T, H * K), room(T, H * K), room(T, G * K), room(T, G * K)
+    q_THK, k_TGK = room(T, H * K).reshape(T, H, K), room(T, G * K).reshape(T, G, K)
+    gate_TF, up_TF, hidden_TF = room(T, F), room(T, F), room(T, F)
     h, attended, hidden = tokens(h_TD, past), tokens(attended_Tn, past), tokens(hidden_TF, past)
     qkv_outs = tokens(q_Tn, past), tokens(k_Tn, past), tokens(v_Tn, past)
     gated_outs = tokens(gate_TF, past), tokens(up_TF, past), hidden
@@ -203,6 +208,11 @@ def layers_of_tokens(
         launch_gated(state, threads, units(gate, gated_outs[0]), gate, up, token, no_bias, gated_outs)
         launch(state, threads, down, prepared(state, threads, down, hidden), no_bias, h)
         add(h_TD, x_TD)
+
+
+@within
+def room(rows, columns):
+    return np.empty((rows, columns), np.float32)
 
 
 def tokens(x_TI, past):

@@ -26,7 +26,7 @@ from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.packed_vector import unpack
 from backends.cpu.simd import LANES, bf16_pairs, load, prefetch, store, zeros
 from backends.cpu.team import launcher
-from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, send_for, tile, transposed
+from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, send_for_sums, tile, transposed
 
 
 @inner
@@ -103,7 +103,7 @@ def rows_of_floats(first, last, w_OI, x_BIt, bias_O, y_TO):
 
 @inner
 def tile_of_floats(w_OI, o, x_It, bias_O, y_TO, t):
-    send_for(y_TO, t, LANES, o, LANES)
+    send_for_sums(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for i in range(w_OI.shape[1]):
         prefetch(w_OI, (o + LANES, i * LANES))
@@ -137,7 +137,7 @@ def rows_of_packed(first, last, weight, x_BPt, bias_O, y_TO):
 @inner
 def tile_of_unpacked(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, t, o):
     """As below; and the next 16 packed rows are sent for meanwhile, a line in each step: 12 bits are three of 16."""
-    send_for(y_TO, t, LANES, o, LANES)
+    send_for_sums(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for p in range(w_rP.shape[1]):
         prefetch(blocks_ONB, (o + LANES, 0, p * 48))
@@ -147,7 +147,7 @@ def tile_of_unpacked(w_rP, blocks_ONB, x_Pt, bias_O, y_TO, t, o):
 
 @inner
 def tile_of_pairs(w_OP, o, x_Pt, bias_O, y_TO, t):
-    send_for(y_TO, t, LANES, o, LANES)
+    send_for_sums(y_TO, t, LANES, o, LANES)
     sums = tile(16, zeros())
     for p in range(w_OP.shape[1]):
         prefetch(w_OP, (o + LANES, p * LANES))

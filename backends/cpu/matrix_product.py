@@ -66,7 +66,7 @@ def in_tiles(weight: Any) -> bool:
 
 
 def in_pairs(weight: Any) -> bool:
-    return is_packed(weight) or not in_tiles(weight) and weight.dtype == types.int32
+    return is_packed(weight) or (not in_tiles(weight) and weight.dtype == types.int32)
 
 
 def rows_of_unit(weight, y):
@@ -134,9 +134,7 @@ def of_one_token(weight):
             finish_rows(rows_of_tile(values_PQr, scales_PGr, p, x_j, scale_G, start_G), p, bias_O, y)
 
     if is_packed(weight):
-        return lambda first, last, weight, token, bias_O, y: packed_times_vector(
-            first, last, weight, token, bias_O, y
-        )
+        return lambda first, last, weight, token, bias_O, y: packed_times_vector(first, last, weight, token, bias_O, y)
     if not in_tiles(weight):
         times_vector = pairs_times_vector if weight.dtype == types.int32 else row_times_vector
         return rows

@@ -43,7 +43,7 @@ from backends.cpu.simd import (
     zeros,
 )
 from backends.cpu.team import launcher, shared
-from backends.cpu.tiles import add_scaled, load_column, outer_u8_i8, send_for, store_tile, tile
+from backends.cpu.tiles import add_scaled, load_column, outer_u8_i8, send_for_sums, store_tile, tile
 from backends.quantised import GROUP, Quantised
 
 TOKENS = 8  # of a tile; 12 and 14 are no faster
@@ -91,7 +91,7 @@ def pairs_8(first, last, weight, tokens, bias_O, y_TO):
 @inner
 def two_tiles_8(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO):
     first, second = both(pair, values_PQr)
-    send_for(y_TO, t, TOKENS, first * LANES, 2 * LANES)
+    send_for_sums(y_TO, t, TOKENS, first * LANES, 2 * LANES)
     total_1, total_2 = tile(TOKENS, bias_of(first, bias_O)), tile(TOKENS, bias_of(second, bias_O))
     for g in range(scales_PGr.shape[1]):
         whole_1 = whole_2 = load_column(TOKENS, start_NG, (t, g))
@@ -119,7 +119,7 @@ def pairs_4(first, last, weight, tokens, bias_O, y_TO):
 def two_tiles_4(values_PQr, scales_PGr, pair, x_NQ, scale_NG, start_NG, t, bias_O, y_TO):
     half_a_byte, n4 = fill_i32(np.int32(0x0F0F0F0F)), fill_i32(np.int32(4))
     first, second = both(pair, values_PQr)
-    send_for(y_TO, t, TOKENS, first * LANES, 2 * LANES)
+    send_for_sums(y_TO, t, TOKENS, first * LANES, 2 * LANES)
     total_1, total_2 = tile(TOKENS, bias_of(first, bias_O)), tile(TOKENS, bias_of(second, bias_O))
     for g in range(scales_PGr.shape[1]):
         whole_1 = whole_2 = load_column(TOKENS, start_NG, (t, g))

@@ -246,7 +246,7 @@ def transposed(typing, rows):
 
 
 @inner
-def send_for(y_TO, t, tokens, o, rows):
+def send_for_sums(y_TO, t, tokens, o, rows):
     """Ask for y_TO[t : t + tokens, o : o + rows], which a tile will write when it is done.
 
     Written without, each line of a large array that is new to this core is waited for, one after another: a fourth of

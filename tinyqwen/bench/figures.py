@@ -14,9 +14,8 @@ from typing import NamedTuple
 from tinyqwen.bench.limits import Work
 from tinyqwen.bench.numbers import Spread, within_rounds
 from tinyqwen.bench.rounds import Question, Results
-from tinyqwen.bench.team import Entry
+from tinyqwen.bench.team import OURS, Entry
 
-OURS = "tinyqwen"
 OVER_PEERS = {"bf16": 1.2, "int8": 1.5, "int4": 1.5}  # decoding; bf16 is bound by bandwidth, which allows no more
 OF_BANDWIDTH = {"bf16": 0.85, "int8": 0.85, "int4": 0.65}
 OVERHEAD = 300e6  # bytes of memory beyond weights and cache
@@ -86,8 +85,8 @@ def deep(results: Results, works: dict, dtype: str, shallow: Question, plain: It
     for question in plain:
         if question.depth < DEEP or not (speeds := results.rounds.get((ours, question))):
             continue
-        extra, reads = works[dtype, question].kv - works[dtype, shallow].kv, results.reads[ours, question]
-        expected = [1 / alone + extra / read for alone, read in zip(results.rounds[ours, shallow], reads)]
+        extra, beside = works[dtype, question].kv - works[dtype, shallow].kv, (ours, question)
+        expected = [1 / alone + extra / read for alone, read in zip(results.shallow[beside], results.reads[beside])]
         slower = Spread.of([1 / speed / seconds for speed, seconds in zip(speeds, expected)])
         found.append(Figure(f"{question}: time over what the cache's bytes explain", dtype, slower, SLOWER, most=True))
     return found

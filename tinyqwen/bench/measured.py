@@ -8,13 +8,13 @@ from pathlib import Path
 
 from backends.cache_folder import cache_folder
 from tinyqwen.bench.contestants.task import Task
-from tinyqwen.bench.figures import OURS, figures
+from tinyqwen.bench.figures import figures
 from tinyqwen.bench.limits import KV_BYTES, work
 from tinyqwen.bench.report import Sized
 from tinyqwen.bench.rounds import Question, Results
 from tinyqwen.bench.rounds import run as run_rounds
 from tinyqwen.bench.starts import start_seconds
-from tinyqwen.bench.team import Entry, Lost, formats, groups, missing
+from tinyqwen.bench.team import OURS, Entry, Lost, formats, groups, missing
 from tinyqwen.config import Config
 from tinyqwen.config_json import read_config
 from tinyqwen.formats import weight_bytes

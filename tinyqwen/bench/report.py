@@ -70,6 +70,7 @@ def model_facts(model: Sized) -> dict[str, Any]:
         measured.append({
             "who": entry.name, "dtype": entry.dtype, **question._asdict(), "tokens_per_s": spread._asdict(),
             "rounds": rounds, "reads": results.reads.get((entry, question)),
+            "shallow": results.shallow.get((entry, question)),
             "ceiling_tokens_per_s": top, "of_ceiling": spread.median / top if top else None,
         })  # fmt: skip
     return {

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tinyqwen.bench.contestants.task import Task
-from tinyqwen.bench.team import MACHINE, MODULES, Entry, Lost, Process
+from tinyqwen.bench.team import MACHINE, MODULES, OURS, Entry, Lost, Process
 
 DISTURBED, TRIES = 0.05, 4  # others' share of the processors, and how often a disturbed measurement is made
 
@@ -51,6 +51,7 @@ class Results:
     others         shares of the processors that other programs took while each of these numbers was measured
     reads          bytes per second that the machine read right before and after each entry decoded, the mean: a machine
                    that is shared, or moves its cores, may read twice as fast in one minute as in the next
+    shallow        our own tokens per second at depth 0, right before each that was measured deeper
     limits         of the machine, once each round; as of `tinyqwen.bench.limits.Limits`
     lost           who could not take part or go on, and why
     """
@@ -61,12 +62,13 @@ class Results:
     peak_bytes: dict[Entry, int] = field(default_factory=dict)
     rounds: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
     reads: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
+    shallow: dict[tuple[Entry, Question], list[float]] = field(default_factory=dict)
     others: list[float] = field(default_factory=list)
     limits: list[dict] = field(default_factory=list)
     lost: dict[Entry, str] = field(default_factory=dict)
 
     def add(self, other: Results) -> None:
-        for name in ("about", "weight_bytes", "token_bytes", "peak_bytes", "rounds", "reads", "lost"):
+        for name in ("about", "weight_bytes", "token_bytes", "peak_bytes", "rounds", "reads", "shallow", "lost"):
             getattr(self, name).update(getattr(other, name))
         self.limits += other.limits
         self.others += other.others
@@ -117,6 +119,9 @@ def run(
                     reads = [machine.ask("read")] if decodes else []
                     try:
                         process = processes[entry]
+                        if decodes and question.depth and entry.name == OURS:
+                            before = ask_once(process, question._replace(depth=0))
+                            results.shallow.setdefault((entry, question), []).append(before)
                         speed, others = quietest(process, partial(ask_once, process, question), tries)
                     except Lost as error:
                         results.lost[entry] = f"{question}: {error}"

@@ -29,6 +29,7 @@ MODULES = {
     "openvino": "tinyqwen.bench.contestants.openvino",
     "transformers": "tinyqwen.bench.contestants.transformers",
 }
+OURS = "tinyqwen"
 MACHINE = "tinyqwen.bench.contestants.machine"
 PAUSE = 0.1  # seconds after each answer
 SHORT = 0.2  # seconds; the system counts busy time in hundredths, too coarse for less

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from tinyqwen.bench.figures import OURS
 from tinyqwen.bench.limits import KV_BYTES
 from tinyqwen.bench.measured import measure
 from tinyqwen.bench.models import sized_model
 from tinyqwen.bench.report import HEADS, Sized, facts, figure_rows, markdown, rows
 from tinyqwen.bench.rounds import DISTURBED, Question
-from tinyqwen.bench.team import MODULES
+from tinyqwen.bench.team import MODULES, OURS
 from tinyqwen.checkpoint.hub import folder_here
 from tinyqwen.cli.bench_common import check_outputs, numbers, progress, save, words
 from tinyqwen.errors import TinyqwenError, UsageError

@@ -18,7 +18,7 @@ STUB = "tests.tinyqwen.bench.stub"
 
 @pytest.fixture
 def stubs(monkeypatch):
-    for name in ("stub", "other"):
+    for name in ("stub", "other", "tinyqwen"):
         monkeypatch.setitem(team.MODULES, name, STUB)
     monkeypatch.setattr(rounds, "MACHINE", STUB)
     monkeypatch.setattr(team, "PAUSE", 0.0)
@@ -75,6 +75,12 @@ def test_every_round_asks_everybody_and_the_first_is_thrown_away(folder, stubs):
     asked = [line.split(": ", 1) for line in said if line.startswith(("warm", "round")) and "itself" not in line]
     assert [what for what, _ in asked[:8:4]] == ["warm-up", "round 1 of 3"]
     assert [who.endswith("stub f32") for _, who in asked[::2]] == [True] * 2 + [False] * 2 + [True] * 2 + [False] * 2
+
+
+def test_our_own_depth_is_compared_with_none_in_the_same_minute(folder, stubs):
+    tasks = {Entry("tinyqwen", "f32"): task(folder, decode=4.0), Entry("other", "f32"): task(folder)}
+    results = rounds.run(tasks, [Question("decode", 2), Question("decode", 2, 5)], 3, 1)
+    assert results.shallow == {(Entry("tinyqwen", "f32"), Question("decode", 2, 5)): [4.0] * 3}
 
 
 def test_who_fails_half_way_is_left_out_and_the_others_go_on(folder, stubs):

@@ -98,6 +98,7 @@ def judged(speeds, dtype="bf16", **more):
     results.weight_bytes = results.token_bytes = {Entry("tinyqwen", dtype): 10**9}
     results.peak_bytes = {Entry("tinyqwen", dtype): 10**9 + 50 * 10**6 + 310 * 10**6}
     results.reads = {asked: [50e9] * 3 for asked in results.rounds}
+    results.shallow = {(entry, DEEP): results.rounds.get((entry, DECODE)) for entry, _ in results.rounds}
     works = {(dtype, DECODE): Work(1, 10**9, 0, 1), (dtype, DEEP): Work(1, 10**9, 10**9, 1)}
     return {figure.what: figure for figure in figures(results, works, {dtype: 50e6})}
 

@@ -41,6 +41,7 @@ class Model:
     def __init__(self, task: Task):
         name, kv = task.options.get("backend", "cpu"), task.options.get("kv", "bf16")
         settings: dict[str, Any] = {"threads": task.threads} if name == "cpu" else {}
+        settings["together"] = False  # whose memory is measured decodes alone; what 16 need, the warm-up round compiles
         settings["sketched"] = task.options.get("sketch", "yes") == "yes"
         self.runtime = load_runtime(task.folder, backend=name, dtype=task.dtype, kv_dtype=kv, **settings)
         self.runtime.checkpoint.settle()
