@@ -127,8 +127,13 @@ def packed_times_vector(first, last, weight, token, bias_O, y_O):
 @inner
 @allocating
 def wide_rows_times_vector(first, last, weight, token, y_O):
+    in_pieces(first, last, weight, token, np.empty((ROWS, 8, LANES), np.float32), y_O)
+
+
+@inner
+def in_pieces(first, last, weight, token, sums_RVC, y_O):
     """Some rows piece by piece: each piece of the token stays in the nearest cache for all of them."""
-    N, sums_RVC = weight[0].shape[1], np.empty((ROWS, 8, LANES), np.float32)
+    N = weight[0].shape[1]
     for top in range(first, last, ROWS):
         sums_RVC[:] = 0
         for n in range(0, N, PIECE):
