@@ -103,7 +103,9 @@ def decoder_layers_for(features: frozenset[str]):
         if not unchanged(before, found):
             stack = stack_of(found, features)
             kept[first, alone] = found, stack
-        past = caches[0].length if alone else None if kind is FLOATS or R > HEADS else whereabouts(caches, first, last)
+        past = caches[0].length if alone else None
+        if kind is PAIRS and R <= HEADS and min(config.hidden_size, config.intermediate_size) >= LANES and not alone:
+            past = whereabouts(caches, first, last)
         if stack is None or past is None or R > LANES:
             return NotImplemented
         (cos_Th, sin_Th), out_TD = tables[0], np.array(x_TD, F32, order="C")
@@ -277,10 +279,9 @@ def _(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, o
         attend_one(state, threads, q_THK, read_2NGK, scale_2GN, past + 1, rows, sixteens, out_THK)
 
     def several(state, threads, layer, q_THK, k_TGK, v_TGK, cache, past, rows, sixteens, out_THK):
-        halves, pairs, address_LN, stride_N2, keys_N = past
-        address_h2 = addresses(address_LN[layer], stride_N2, k_TGK.shape[1])
+        (halves, pairs, address_LN, stride_N2, keys_N), G = past, k_TGK.shape[1]
+        address_h2 = addresses(address_LN[layer], stride_N2, G)
         write_together(k_TGK, v_TGK, halves, address_h2, keys_N)
-        G = k_TGK.shape[1]
         heads_together(state, threads, pairs, address_h2, keys_N, CHUNK, G, q_THK, rows, sixteens, out_THK)
 
     return one if isinstance(past, types.Integer) else several

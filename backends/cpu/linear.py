@@ -1,11 +1,9 @@
 """`linear` on this processor: which of the kernels multiplies.
 
-              one token              several tokens
-    f32       matrix_vector          matrix_matrix, in float32; panels, if there are many more tokens than outputs
-    bf16      matrix_vector          matrix_matrix, in pairs of bfloat16 where the processor multiplies those
-    ... in 12 bits (backends/packed.py)    packed_vector, and unpacked in matrix_matrix
-    int8      quantised_vector       matrix_quantised, tokens rounded to 8 bits
-    int4      quantised_vector       matrix_quantised
+    nearly always                                          matrix_product.py: one token, or several, in any format
+    float32, and many more tokens than outputs             panels.py: training
+    int8 and int4 without the instructions for bytes       matrix_quantised.py, widened
+    a view whose rows do not lie end to end                a copy is made first
 
 All of them read the weights as they lie in the file: a mapped checkpoint is never copied or turned.
 """

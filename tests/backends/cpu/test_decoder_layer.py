@@ -68,6 +68,8 @@ def test_several_sequences_are_one_call_where_their_caches_are_pairs():
     assert body_runs(CONFIG, weights, without, kv="bf16", sequences=3) == NOT_AT_ALL
     many_heads = dataclasses.replace(CONFIG, num_attention_heads=18)
     assert body_runs(many_heads, in_format(many_heads, "f32"), kv="bf16", sequences=2) == NOT_AT_ALL
+    narrow = dataclasses.replace(CONFIG, hidden_size=8)  # fewer outputs than a tile has rows
+    assert body_runs(narrow, in_format(narrow, "f32"), kv="bf16", sequences=2) == NOT_AT_ALL
 
 
 def test_a_text_that_outgrows_its_chunk():
