@@ -55,7 +55,7 @@ from backends.cpu.simd import (
 )  # fmt: skip
 from backends.quantised import GROUP
 
-AHEAD = 64  # lines of a matrix, 4 KB, that are sent for before they are used; the next tile's follow this one's
+AHEAD = 128  # lines of a matrix, 8 KB, that are sent for before they are used; the next tile's follow this one's
 
 
 @kernel
