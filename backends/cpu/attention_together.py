@@ -42,11 +42,12 @@ def attend_together(q_NHK, keys, values, chunk_keys: int, out_NHK) -> bool:
     if any(each.dtype is not k_GSK.dtype or each.strides[1:] != (2 * K, 2) for each in (*keys, *values)):
         return False
     longest = k_GSK[:1].view(np.int32).swapaxes(0, 1)  # a KV head of the longest: the others are shorter, elsewhere
-    address_2N = np.array([each.__array_interface__["data"][0] for each in (*keys, *values)]).reshape(2, -1)
-    stride_2N = np.array([each.strides[0] for each in (*keys, *values)]).reshape(2, -1)
+    address_2N1 = np.array([each.__array_interface__["data"][0] for each in (*keys, *values)]).reshape(2, -1, 1)
+    stride_2N1 = np.array([each.strides[0] for each in (*keys, *values)]).reshape(2, -1, 1)
+    address_h2 = np.ascontiguousarray((address_2N1 + stride_2N1 * np.arange(G)).reshape(2, -1).T)
     keys_N = np.array([len_of(k_GSK) for k_GSK in keys])
     rows, sixteens = (PAIRS,) * (H // G), (PAIRS,) * (K // 32)
-    together((longest, longest), address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK)
+    together((longest, longest), address_h2, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK)
     return True
 
 
@@ -121,17 +122,6 @@ def write_together(k_NGK, v_NGK, halves, address_h2, keys_N):
         write_row(v_NGK[:, g : g + 1], n, 0, v_11SK, None, 0, keys_N[n] - 1)
 
 
-@with_team
-@kernel
-@allocating
-def together(state, threads, longest, address_2N, stride_2N, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK):
-    address_h2 = np.empty((keys_N.size * G, 2), np.int64)
-    for h in range(len(address_h2)):
-        for which in range(2):
-            address_h2[h, which] = address_2N[which, h // G] + h % G * stride_2N[which, h // G]
-    heads_together(state, threads, longest, address_h2, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK)
-
-
 @kernel
 @allocating
 def heads_together(state, threads, longest, address_h2, keys_N, chunk_keys, G, q_NHK, rows, sixteens, out_NHK):
@@ -176,4 +166,4 @@ def attend_heads(
             )  # fmt: skip
 
 
-launch_heads = launcher(attend_heads)
+launch_heads, together = launcher(attend_heads), with_team(heads_together)

@@ -21,6 +21,8 @@ instruction that multiplies it. Tokens are laid out for it (packed) once a call:
 from __future__ import annotations
 
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from backends.cpu.compiling import allocating, inner, within
 from backends.cpu.packed_vector import unpack
@@ -34,12 +36,7 @@ from backends.cpu.tiles import load_tile, outer_bf16, outer_f32, send_for_sums, 
 def packed_tokens(state, threads, x_TI):
     """Tokens in the lanes, 16 to a block; those of nothing, and columns of nothing, fill up the last tiles."""
     blocks, columns = tiles_of(x_TI)
-    x_BIt = np.empty((blocks, columns, LANES), np.float32)
-    if x_TI.shape == (blocks * LANES, columns):
-        launch_packing(state, threads, blocks, x_TI, x_BIt)
-    else:
-        launch_packing(state, threads, blocks, filled_up(x_TI), x_BIt)
-    return x_BIt
+    return packed_into(state, threads, x_TI, np.empty((blocks, columns, LANES), np.float32))
 
 
 @inner
@@ -47,12 +44,18 @@ def packed_tokens(state, threads, x_TI):
 def packed_tokens_in_pairs(state, threads, x_TI):
     """The same, two columns to a lane as a pair of bfloat16."""
     blocks, columns = tiles_of(x_TI)
-    x_BPt = np.empty((blocks, columns // 2, LANES), np.int32)
+    return packed_into(state, threads, x_TI, np.empty((blocks, columns // 2, LANES), np.int32))
+
+
+@inner
+@allocating
+def packed_into(state, threads, x_TI, x_Bkt):
+    blocks, columns = tiles_of(x_TI)
     if x_TI.shape == (blocks * LANES, columns):
-        launch_packing_pairs(state, threads, blocks, x_TI, x_BPt)
+        launch_packing(state, threads, blocks, x_TI, x_Bkt)
     else:
-        launch_packing_pairs(state, threads, blocks, filled_up(x_TI), x_BPt)
-    return x_BPt
+        launch_packing(state, threads, blocks, filled_up(x_TI), x_Bkt)
+    return x_Bkt
 
 
 @within
@@ -72,24 +75,30 @@ def filled_up(x_TI):
 
 
 @inner
-def pack(first, last, x_TI, x_BIt):
+def pack(first, last, x_TI, x_Bkt):
     for b in range(first, last):
         for i in range(0, x_TI.shape[1], LANES):
-            columns = transposed(load_tile(x_TI, (b * LANES, i)))
-            for n in range(LANES):
-                store(x_BIt, (b, i + n, 0), columns[n])
+            keep_columns(transposed(load_tile(x_TI, (b * LANES, i))), x_Bkt, b, i)
 
 
-@inner
-def pack_pairs(first, last, x_TI, x_BPt):
-    for b in range(first, last):
-        for i in range(0, x_TI.shape[1], LANES):
-            columns = transposed(load_tile(x_TI, (b * LANES, i)))
-            for n in range(0, LANES, 2):
-                store(x_BPt, (b, (i + n) // 2, 0), bf16_pairs(columns[n], columns[n + 1]))
+def keep_columns(columns, x_Bkt, b, i):
+    """16 columns of a block from number i on, as numbers or in pairs."""
 
 
-launch_packing, launch_packing_pairs = launcher(pack), launcher(pack_pairs)
+@overload(keep_columns, inline="always")
+def _(columns, x_Bkt, b, i):
+    def numbers(columns, x_Bkt, b, i):
+        for n in range(LANES):
+            store(x_Bkt, (b, i + n, 0), columns[n])
+
+    def pairs(columns, x_Bkt, b, i):
+        for n in range(0, LANES, 2):
+            store(x_Bkt, (b, (i + n) // 2, 0), bf16_pairs(columns[n], columns[n + 1]))
+
+    return numbers if x_Bkt.dtype == types.float32 else pairs
+
+
+launch_packing = launcher(pack)
 
 
 @inner
